@@ -1,0 +1,2 @@
+//! The hyperferry command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Capture and load vCPU and VM state through /dev/kvm.

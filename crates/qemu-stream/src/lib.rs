@@ -1,0 +1,1 @@
+//! The QEMU migration stream: framing, RAM, device sections driven by vmstate schemas.

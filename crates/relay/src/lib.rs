@@ -1,0 +1,1 @@
+//! The pipeline between two ends: files, a QEMU driven over QMP, live streams.

@@ -1,0 +1,1 @@
+//! Fixtures, golden compare and stream builders for tests.

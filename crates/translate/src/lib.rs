@@ -1,0 +1,1 @@
+//! Between wire formats and the neutral model, with a report of every loss.
