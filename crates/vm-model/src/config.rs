@@ -1,0 +1,81 @@
+use serde::{Deserialize, Serialize};
+
+/// The guest as its administrator described it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestConfig {
+    /// Name of the guest.
+    pub name: String,
+    /// UUID in its text form, if the source has one.
+    pub uuid: Option<String>,
+    /// Guest memory without video memory, bytes.
+    pub memory: u64,
+    /// Video memory, bytes.
+    pub video_memory: u64,
+    /// How many vCPUs the guest can have.
+    pub max_vcpus: u32,
+    /// Size of the hole for memory-mapped devices below 4 GiB, where the administrator set one, bytes.
+    pub mmio_hole: Option<u64>,
+    /// The display adapter.
+    pub vga: VgaKind,
+    /// Disks, in the order of the configuration.
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in the order of the configuration.
+    pub nics: Vec<Nic>,
+    /// Number of serial ports.
+    pub serial_ports: u32,
+    /// Whether the machine has a high precision event timer.
+    pub hpet: bool,
+    /// Whether the Xen platform device is there, which paravirtual drivers need.
+    pub xen_platform: bool,
+    /// Whether Hyper-V enlightenments are offered to the guest.
+    pub viridian: bool,
+    /// Whether nested virtualization is offered to the guest.
+    pub nested: bool,
+    /// USB devices of the emulated controller: `tablet`, `mouse`, ….
+    pub usb_devices: Vec<String>,
+    /// Host devices passed through, by their host address.
+    pub passthrough: Vec<String>,
+}
+
+/// A display adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VgaKind {
+    /// No display adapter.
+    #[default]
+    None,
+    /// Standard VGA with Bochs VBE extensions.
+    Std,
+    /// Cirrus Logic GD5446.
+    Cirrus,
+    /// QXL, for SPICE.
+    Qxl,
+}
+
+/// A disk or CD-ROM drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The name the administrator gave it: `hda`, `xvda`, `sdb`.
+    pub vdev: String,
+    /// File or block device behind it; none is an empty drive.
+    pub path: Option<String>,
+    /// Image format: `raw`, `qcow2`, `vhd`.
+    pub format: String,
+    /// Whether it is a CD-ROM drive.
+    pub cdrom: bool,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Hardware address, `00:16:3e:xx:xx:xx`.
+    pub mac: String,
+    /// Emulated model: `rtl8139`, `e1000`.
+    pub model: String,
+    /// Bridge on the source host.
+    pub bridge: Option<String>,
+    /// Whether there is an emulated device at all, or only a paravirtual one.
+    pub emulated: bool,
+}
