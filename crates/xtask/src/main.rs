@@ -1,2 +1,35 @@
-//! The one door for developers: demo, test, ci, lab, golden, fixtures.
-fn main() {}
+//! The one door for developers: `cargo xtask TASK`. Every task fetches and installs what it needs on a Debian 12 or
+//! 13 machine (as root, or through sudo) and keeps what it built under `target/lab`.
+
+mod apt;
+mod paths;
+mod qemu;
+mod sh;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The tasks, one row each.
+#[derive(Subcommand)]
+enum Task {
+    /// Unpack QEMU 7.2 and 10.0 into target/lab/qemu/{7.2,10.0}/ (wrapper scripts; nothing is installed).
+    Qemu {
+        /// Fetch them again even if they are there.
+        #[arg(long)]
+        fresh: bool,
+    },
+}
+
+/// Developer tasks of hyperferry. Each installs the Debian packages it needs and may be run again at any time.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Qemu { fresh } => qemu::provide(fresh),
+    }
+}
