@@ -42,7 +42,8 @@ pub(crate) fn mirror() -> Result<String> {
     }
     // A fresh image has sources but no package lists, and only the lists say which source is Debian's archive.
     update()?;
-    configured_mirror()?.context("apt has no source labelled Debian; set HYPERFERRY_MIRROR to a Debian mirror")
+    configured_mirror()?
+        .context("apt has no source labelled Debian; set HYPERFERRY_MIRROR to a Debian mirror")
 }
 
 fn configured_mirror() -> Result<Option<String>> {
@@ -99,7 +100,8 @@ pub(crate) fn fetch(packages: &[&str], backports: bool, dir: &Path) -> Result<Ve
     let suite = if backports { BACKPORTS } else { RELEASE };
     apt(&[&["install", "-q", "-y", "--download-only", "-t", suite], packages].concat())?;
 
-    let mut debs: Vec<PathBuf> = fs::read_dir(&archives)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    let mut debs: Vec<PathBuf> =
+        fs::read_dir(&archives)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     debs.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
     debs.sort();
     if debs.is_empty() {

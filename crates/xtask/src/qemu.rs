@@ -65,6 +65,7 @@ fn unpack(version: &str, backports: bool, dir: &Path) -> Result<()> {
         }
     }
     for program in PROGRAMS {
+        make_relocatable(&root.join("usr/bin").join(program))?;
         let path = building.join(program);
         fs::write(&path, wrapper(program, version))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
@@ -81,11 +82,31 @@ fn unpack(version: &str, backports: bool, dir: &Path) -> Result<()> {
     fs::rename(&building, dir).with_context(|| format!("cannot move {} into place", building.display()))
 }
 
-/// The wrapper finds everything relative to itself, so that the directory can be copied into a lab host. It names
-/// the libraries to the loader and not to the environment: what QEMU starts must not inherit them.
+/// Where Debian's QEMU looks for its modules, after `QEMU_MODULE_DIR`.
+const MODULES: &[u8] = b"/usr/lib/x86_64-linux-gnu/qemu\0";
+/// As long, and nowhere: a module of another build, should this machine have a QEMU installed, ends ours.
+const NO_MODULES: &[u8] = b"/nonexistent/no-other-modules!\0";
+
+/// Lets a program find its libraries relative to itself (what it starts must not inherit a library path) and keeps
+/// it from this machine's own QEMU modules.
+fn make_relocatable(program: &Path) -> Result<()> {
+    apt::install(&["patchelf"])?;
+    let path = "$ORIGIN/../lib/x86_64-linux-gnu:$ORIGIN/../../lib/x86_64-linux-gnu";
+    command("patchelf", ["--force-rpath", "--set-rpath", path]).arg(program).quiet()?;
+    let mut bytes = fs::read(program)?;
+    let found = bytes.windows(MODULES.len()).position(|window| window == MODULES);
+    if let Some(place) = found.and_then(|at| bytes.get_mut(at..at + MODULES.len())) {
+        place.copy_from_slice(NO_MODULES);
+        fs::write(program, bytes)?;
+    }
+    Ok(())
+}
+
+/// The wrapper finds everything relative to itself, so that the directory can be copied into a lab host.
 fn wrapper(program: &str, version: &str) -> String {
     let firmware = if program.starts_with("qemu-system") {
-        r#" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu""#
+        r#" \
+  -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu""#
     } else {
         ""
     };
@@ -95,9 +116,7 @@ fn wrapper(program: &str, version: &str) -> String {
 here=$(readlink -f "$0")
 root=${{here%/*}}/root
 export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
-exec /lib64/ld-linux-x86-64.so.2 --argv0 "$0" \
-  --library-path "$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
-  "$root/usr/bin/{program}"{firmware} "$@"
+exec "$root/usr/bin/{program}"{firmware} "$@"
 "#
     )
 }

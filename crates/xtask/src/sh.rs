@@ -10,7 +10,10 @@ pub(crate) fn step(what: impl AsRef<str>) {
 }
 
 /// A command with its arguments, in one expression.
-pub(crate) fn command<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = A>) -> Command {
+pub(crate) fn command<A: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: impl IntoIterator<Item = A>,
+) -> Command {
     let mut command = Command::new(program);
     command.args(args);
     command
