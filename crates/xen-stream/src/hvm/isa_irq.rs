@@ -1,0 +1,9 @@
+//! ISA_IRQ: the wires of ISA interrupts.
+
+layout! {
+    /// ISA_IRQ: asserted lines, one bit each.
+    pub struct IsaIrq: Exact 8 {
+        /// The lines.
+        i: u64,
+    }
+}

@@ -1,0 +1,9 @@
+//! PCI_IRQ: the wires of PCI INTx.
+
+layout! {
+    /// PCI_IRQ: asserted wires of bus 0, bit `device * 4 + INTx`.
+    pub struct PciIrq: Exact 16 {
+        /// The wires, 64 a word.
+        i: [u64; 2],
+    }
+}
