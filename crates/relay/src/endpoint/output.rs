@@ -1,0 +1,155 @@
+//! Outputs: there in full, or not at all.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+use super::STANDARD;
+use crate::{Error, Result};
+
+/// An opened output. [`Output::commit`] makes it appear; dropped before, it leaves nothing behind.
+///
+/// A file is written beside its target under another name, readable by its owner only since it holds a guest's memory,
+/// and takes the target's place once all of it is on disk. What is no regular file (a pipe, a device, standard
+/// output) is written straight away.
+#[derive(Debug)]
+pub struct Output {
+    path: PathBuf,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    Direct(File),
+    Atomic(NamedTempFile),
+}
+
+/// Opens a file to be written, or standard output for `-`.
+pub fn open_output(path: impl AsRef<Path>) -> Result<Output> {
+    let path = path.as_ref();
+    let failed = |source| Error::File { path: path.to_owned(), doing: "opening it to write", source };
+    if path.as_os_str() == STANDARD {
+        // Not through `Stdout`, which looks for line ends in what is no text.
+        let file = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?.into();
+        return Ok(Output { path: path.to_owned(), target: Target::Direct(file) });
+    }
+    // Through a link, the file it points to is the one to replace.
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if let Ok(metadata) = std::fs::metadata(&path)
+        && !metadata.is_file()
+    {
+        let file = OpenOptions::new().write(true).open(&path).map_err(failed)?;
+        return Ok(Output { path, target: Target::Direct(file) });
+    }
+    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
+    let prefix = format!(".{}.", name.to_string_lossy());
+    let temporary = tempfile::Builder::new()
+        .prefix(&prefix)
+        .suffix(".part")
+        .tempfile_in(directory(&path))
+        .map_err(failed)?;
+    Ok(Output { path, target: Target::Atomic(temporary) })
+}
+
+impl Output {
+    /// Writes what is left to disk and lets the file appear under its name.
+    pub fn commit(self) -> Result<()> {
+        let Self { path, target } = self;
+        match target {
+            Target::Direct(_) => Ok(()),
+            Target::Atomic(temporary) => persist(temporary, &path),
+        }
+        .map_err(|source| Error::File { path, doing: "finishing it", source })
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.target {
+            Target::Direct(file) => file.write(bytes),
+            Target::Atomic(temporary) => temporary.as_file_mut().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.target {
+            Target::Direct(file) => file.flush(),
+            Target::Atomic(temporary) => temporary.as_file_mut().flush(),
+        }
+    }
+}
+
+fn persist(temporary: NamedTempFile, path: &Path) -> io::Result<()> {
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    // The new name is on disk once the directory is.
+    File::open(directory(path))?.sync_all()
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_appears_only_when_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        std::fs::write(&path, "old").unwrap();
+        let mut output = open_output(&path).unwrap();
+        output.write_all(b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        output.commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(directory.path()), ["out"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_one_that_was_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut output = open_output(directory.path().join("out")).unwrap();
+        output.write_all(b"half").unwrap();
+        drop(output);
+        assert_eq!(names(directory.path()), [""; 0]);
+    }
+
+    #[test]
+    fn links_and_devices_stay_what_they_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        std::fs::write(&real, "old").unwrap();
+        symlink(&real, &link).unwrap();
+        let mut output = open_output(&link).unwrap();
+        output.write_all(b"new").unwrap();
+        output.commit().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&real).unwrap(), b"new");
+
+        let mut null = open_output("/dev/null").unwrap();
+        null.write_all(b"x").unwrap();
+        null.commit().unwrap();
+        assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let error = open_output("/nowhere/out").unwrap_err().to_string();
+        assert!(error.starts_with("/nowhere/out: opening it to write: No such file"), "{error}");
+    }
+}
