@@ -1,0 +1,34 @@
+//! The page lane: blocking work on a thread of its own.
+//!
+//! Not `spawn_blocking`: a runtime waits at its end for such work, and a lane may hang in a read from a pipe that
+//! nobody will ever write to. A lane that nobody waits for any more ends with its next failing write, or with us.
+
+use std::{io, thread};
+
+use tokio::sync::oneshot;
+
+use crate::{BoxError, Error, Result};
+
+/// The step in which a lane moves bytes.
+pub(crate) const STEP: usize = 1 << 20;
+
+/// A running lane.
+pub(crate) struct Lane<T>(oneshot::Receiver<std::result::Result<T, BoxError>>);
+
+/// Starts a lane.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> std::result::Result<T, BoxError> + Send + 'static,
+) -> Result<Lane<T>> {
+    let (sender, receiver) = oneshot::channel();
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(move || drop(sender.send(work()))).map_err(Error::system("starting a thread"))?;
+    Ok(Lane(receiver))
+}
+
+impl<T> Lane<T> {
+    /// What the work came to. A panic in it is an error here.
+    pub(crate) async fn result(self) -> std::result::Result<T, BoxError> {
+        self.0.await.unwrap_or_else(|_| Err(io::Error::other("the page lane panicked").into()))
+    }
+}
