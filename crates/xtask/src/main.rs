@@ -2,6 +2,7 @@
 //! 13 machine (as root, or through sudo) and keeps what it built under `target/lab`.
 
 mod apt;
+mod lab;
 mod paths;
 mod qemu;
 mod sh;
@@ -18,6 +19,9 @@ enum Task {
         #[arg(long)]
         fresh: bool,
     },
+    /// The two-host lab: real Xen and real KVM under software emulation.
+    #[command(subcommand)]
+    Lab(lab::Action),
 }
 
 /// Developer tasks of hyperferry. Each installs the Debian packages it needs and may be run again at any time.
@@ -31,5 +35,6 @@ struct Args {
 fn main() -> Result<()> {
     match Args::parse().task {
         Task::Qemu { fresh } => qemu::provide(fresh),
+        Task::Lab(action) => lab::act(action),
     }
 }
