@@ -6,9 +6,10 @@
 //! 16     4    version of this layout, little-endian
 //! 20     ..   chunks
 //! chunk:  u32 kind, u32 body length, u32 CRC-32 of the body, then the body
-//!   1 PAGES  u32 count (1 to 256), count x u64 guest-physical address, count x 4096 bytes; a later page wins
-//!   2 STATE  the model in bincode 2 (standard configuration); exactly one
-//!   3 END    empty; last
+//!   4 OUTLINE  the model as far as it is known before memory (configuration, layout, CPUID), in bincode 2; first
+//!   1 PAGES    u32 count (1 to 256), count x u64 guest-physical address, count x 4096 bytes; a later page wins
+//!   2 STATE    the whole model in bincode 2 (standard configuration)
+//!   3 END      empty; last
 //! ```
 //!
 //! Magic, version, length and checksum stand outside the bincode body and are verified before a byte of it is
@@ -34,6 +35,7 @@ const MAX_PAGES_BODY: usize = 4 + MAX_PAGES * (8 + PAGE);
 const PAGES: u32 = 1;
 const STATE: u32 = 2;
 const END: u32 = 3;
+const OUTLINE: u32 = 4;
 
 /// A fault in a checkpoint file.
 #[derive(Debug, thiserror::Error)]
@@ -100,11 +102,12 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes the header.
-    pub fn new(out: W) -> Result<Self, Error> {
+    /// Writes the header and what is known of the VM before its memory.
+    pub fn new(out: W, outline: &Vm) -> Result<Self, Error> {
         let mut writer = Self { out, offset: 0 };
         writer.put(&MAGIC)?;
         writer.put(&VERSION.to_le_bytes())?;
+        writer.state(OUTLINE, outline)?;
         Ok(writer)
     }
 
@@ -124,15 +127,19 @@ impl<W: Write> Writer<W> {
 
     /// Writes the state and the end, and gives the output back.
     pub fn finish(mut self, vm: &Vm) -> Result<W, Error> {
+        self.state(STATE, vm)?;
+        self.chunk(END, &[])?;
+        self.out.flush().map_err(|source| Error::Io { offset: self.offset, source })?;
+        Ok(self.out)
+    }
+
+    fn state(&mut self, kind: u32, vm: &Vm) -> Result<(), Error> {
         let state = bincode::serde::encode_to_vec(vm, bincode::config::standard())
             .map_err(|error| Error::TooLarge(error.to_string()))?;
         if state.len() > MAX_STATE {
             return Err(Error::TooLarge(format!("{} bytes, at most {MAX_STATE}", state.len())));
         }
-        self.chunk(STATE, &[&state])?;
-        self.chunk(END, &[])?;
-        self.out.flush().map_err(|source| Error::Io { offset: self.offset, source })?;
-        Ok(self.out)
+        self.chunk(kind, &[&state])
     }
 
     fn chunk(&mut self, kind: u32, parts: &[&[u8]]) -> Result<(), Error> {
@@ -176,13 +183,13 @@ pub struct Reader<R> {
     input: R,
     offset: u64,
     body: Vec<u8>,
-    state_seen: bool,
+    last: u32,
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads and checks the header.
-    pub fn new(input: R) -> Result<Self, Error> {
-        let mut reader = Self { input, offset: 0, body: Vec::new(), state_seen: false };
+    /// Reads and checks the header, and gives what is known of the VM before its memory.
+    pub fn new(input: R) -> Result<(Self, Vm), Error> {
+        let mut reader = Self { input, offset: 0, body: Vec::new(), last: 0 };
         let magic: [u8; 16] = reader.take()?;
         if magic != MAGIC {
             return Err(Error::Magic(magic));
@@ -191,48 +198,58 @@ impl<R: Read> Reader<R> {
         if version != VERSION {
             return Err(Error::Version(version));
         }
-        Ok(reader)
+        let (offset, _) = reader.chunk()?;
+        let outline = reader.decode_state(offset)?;
+        Ok((reader, outline))
     }
 
     /// The next item, or `None` after the end.
     pub fn next_item(&mut self) -> Result<Option<Item<'_>>, Error> {
+        match self.chunk()? {
+            (offset, PAGES) => self.decode_pages(offset).map(Some),
+            (offset, STATE) => Ok(Some(Item::State(Box::new(self.decode_state(offset)?)))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes one chunk and verifies it; its kind must be one that may follow the last.
+    fn chunk(&mut self) -> Result<(u64, u32), Error> {
         let offset = self.offset;
         let kind = u32::from_le_bytes(self.take()?);
-        let length = u32::from_le_bytes(self.take()?) as usize;
+        let length = u32::from_le_bytes(self.take()?);
         let wanted = u32::from_le_bytes(self.take()?);
-        let limit = match kind {
-            PAGES => MAX_PAGES_BODY,
-            STATE if !self.state_seen => MAX_STATE,
-            END if self.state_seen => 0,
+        let limit = match (self.last, kind) {
+            (0, OUTLINE) | (OUTLINE | PAGES, STATE) => MAX_STATE,
+            (OUTLINE | PAGES, PAGES) => MAX_PAGES_BODY,
+            (STATE, END) => 0,
             _ => {
-                let wanted = "PAGES (1), then one STATE (2), then END (3)";
+                let wanted = "OUTLINE (4), then PAGES (1), then STATE (2), then END (3)";
                 return Err(Error::Invalid { offset, field: "kind", found: kind.into(), wanted });
             }
         };
-        if length > limit {
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if size > limit {
             let wanted = "no more than the limit of its kind";
-            return Err(Error::Invalid { offset, field: "length", found: length as u64, wanted });
+            return Err(Error::Invalid { offset, field: "length", found: length.into(), wanted });
         }
-        self.read_body(length)?;
+        self.read_body(size)?;
         let found = crc32fast::hash(&self.body);
         if found != wanted {
             return Err(Error::Checksum { offset, found, wanted });
         }
-        match kind {
-            PAGES => self.decode_pages(offset).map(Some),
-            STATE => {
-                self.state_seen = true;
-                let config = bincode::config::standard().with_limit::<MAX_STATE>();
-                let (vm, used) = bincode::serde::decode_from_slice::<Vm, _>(&self.body, config)
-                    .map_err(|source| Error::State { offset, source: Box::new(source) })?;
-                if used != length {
-                    let wanted = "the whole body";
-                    return Err(Error::Invalid { offset, field: "state length", found: used as u64, wanted });
-                }
-                Ok(Some(Item::State(Box::new(vm))))
-            }
-            _ => Ok(None),
+        self.last = kind;
+        Ok((offset, kind))
+    }
+
+    fn decode_state(&self, offset: u64) -> Result<Vm, Error> {
+        let config = bincode::config::standard().with_limit::<MAX_STATE>();
+        let (vm, used) = bincode::serde::decode_from_slice::<Vm, _>(&self.body, config)
+            .map_err(|source| Error::State { offset, source: Box::new(source) })?;
+        if used != self.body.len() {
+            let wanted = "the whole body";
+            return Err(Error::Invalid { offset, field: "state length", found: used as u64, wanted });
         }
+        Ok(vm)
     }
 
     fn decode_pages(&self, offset: u64) -> Result<Item<'_>, Error> {
@@ -277,7 +294,7 @@ mod tests {
     use crate::Vcpu;
 
     fn sample() -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new()).unwrap();
+        let mut writer = Writer::new(Vec::new(), &Vm::default()).unwrap();
         writer.pages(&[0x1000, 0x5000], &[7; 8192]).unwrap();
         let vm = Vm {
             origin: "test".into(),
@@ -288,7 +305,7 @@ mod tests {
     }
 
     fn read_all(bytes: &[u8]) -> Result<(usize, Option<Vm>), Error> {
-        let mut reader = Reader::new(bytes)?;
+        let (mut reader, _) = Reader::new(bytes)?;
         let (mut pages, mut state) = (0, None);
         while let Some(item) = reader.next_item()? {
             match item {
@@ -320,7 +337,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_an_error() {
         let bytes = sample();
-        for at in (0..bytes.len()).filter(|at| *at < 64 || at % 61 == 0 || *at > 8220) {
+        for at in (0..bytes.len()).filter(|at| *at < 64 || at % 61 == 0 || *at > bytes.len() - 200) {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x40;
             assert!(read_all(&bytes).is_err(), "flipped at {at}");

@@ -58,9 +58,19 @@ pub struct DeviceSubsection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum DeviceValue {
     /// An unsigned number.
-    Unsigned(u64),
+    Unsigned {
+        /// Its size in the device's registers: 1, 2, 4 or 8 bytes.
+        width: u8,
+        /// The number.
+        value: u64,
+    },
     /// A signed number.
-    Signed(i64),
+    Signed {
+        /// Its size: 1, 2, 4 or 8 bytes.
+        width: u8,
+        /// The number.
+        value: i64,
+    },
     /// A truth value.
     Bool(bool),
     /// Bytes in memory order.
