@@ -35,10 +35,23 @@ static void judge(const char *what, int index, u64 found, u64 wanted, bool is_no
 void check(const char *what, int index, u64 found, u64 wanted) { judge(what, index, found, wanted, false); }
 void note(const char *what, int index, u64 found, u64 wanted) { judge(what, index, found, wanted, !opt.strict); }
 
-#define LINES_A_BEAT 200
+#define NOTED 64
+// A note is printed once for each value found: it stays true for every later beat.
+static bool noted_before(u32 cpu, const struct failure *f) {
+    static u64 seen[NOTED];
+    static u32 next;
+    u64 key = mix((u64)f->what ^ f->found) ^ mix((u64)cpu << 32 | (u32)f->index);
+    for (u32 i = 0; i < NOTED; i++)
+        if (seen[i] == key)
+            return true;
+    seen[next++ % NOTED] = key;
+    return false;
+}
 static void drain(struct cpu *c) {
     for (; c->failures_out != c->failures_in; c->failures_out++) {
         struct failure *f = &c->failures[c->failures_out % FAILURES];
+        if (f->note && noted_before(c->index, f))
+            continue;
         *(f->note ? &notes : &bad) += 1;
         say("%s cpu=%u what=%s", f->note ? "NOTE" : "BAD", (u64)c->index, f->what);
         if (f->index >= 0)
@@ -109,7 +122,7 @@ static void say_beat(void) {
     u32 day = rtc_seconds();
     irq_on();
     u64 passed = pm - last_pm, expected_irqs = passed * TIMER_HZ;
-    if (!opt.quiet) {
+    if (!opt.quiet && beat) {
         say("WITNESS beat=%u bad=%u notes=%u cpus=%u tsc=%u pm=%u pit_irqs=%u lapic_irqs=%u rtc_irqs=%u hpet=%u rtc=%2u:%2u:%2u", beat,
             bad, notes, (u64)machine.cpu_count, tsc, pm, pit, lapic, rtc_irqs, hpet, (u64)day / 3600, (u64)day / 60 % 60, (u64)day % 60);
         say_ratio("rate_pit", (pit - last_pit) * PM_HZ, opt.pit || opt.hpet == HPET_ON ? expected_irqs : 0);
@@ -188,6 +201,7 @@ void boot_processor(void) {
     irq_on();
     start_others();
     say("CPUS up=%u\n", (u64)machine.cpu_count);
+    say_beat();                                // not printed: the first beat's rates start here
     bool spin = opt.spin || !(opt.pit || opt.rtc || opt.hpet == HPET_ON || opt.lapic != LAPIC_OFF);
     for (;;) {
         u64 length = opt.beat_ms * pace_per_ms();

@@ -59,6 +59,7 @@ static bool read_option(const char *name, char *value) {
     CHOICE("rtc", rtc, "off|on")
     CHOICE("idle", spin, "hlt|spin")
     CHOICE("irr", irr, "off|on")
+    CHOICE("ide", ide_split, "whole|split")
     CHOICE("quiet", quiet, "off|on")
     CHOICE("strict", strict, "off|on")
     NUMBER("mem", mem_mb, 0, 3000)

@@ -201,12 +201,16 @@ u64 pace_per_ms(void) {
     return opt.pace == PACE_PM ? PM_HZ / 1000 : opt.pace == PACE_PIT ? PIT_HZ / 1000 : machine.tsc_per_pm_x1e6 * (PM_HZ / 1000) / 1000000;
 }
 
-// A quarter of a second of TSC and HPET against the PM timer.
+// TSC against a quarter of a second of the PM timer, from one of its edges to another.
 void calibrate(void) {
-    u64 hpet = machine.hpet_period_fs ? hpet_now() : 0, tsc = rdtsc(), pm = pm_now();
+    u32 edge = pm_raw();
+    while (pm_raw() == edge)
+        relax();
+    u64 tsc = rdtsc(), pm = pm_now();
     wait_pm(PM_HZ / 4);
+    for (edge = pm_raw(); pm_raw() == edge;)
+        relax();
     u64 tsc_end = rdtsc(), pm_end = pm_now();
-    (void)hpet;
     machine.tsc_per_pm_x1e6 = (tsc_end - tsc) * 1000000 / (pm_end - pm);
 }
 

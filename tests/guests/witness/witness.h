@@ -114,7 +114,7 @@ enum pace { PACE_PM, PACE_PIT, PACE_TSC };
 enum ap_mode { AP_MIX, AP_IPI, AP_TIMER, AP_SPIN };
 struct options {
     enum lapic_mode lapic; enum hpet_mode hpet; enum avx_mode avx; enum pace pace; enum ap_mode ap;
-    bool ioapic, pit, rtc, spin, irr, quiet, strict;
+    bool ioapic, pit, rtc, spin, irr, ide_split, quiet, strict;
     u32 mem_mb, beat_ms, cpus, break_beat, pci_slice;
     char break_name[24];
     char line[512];
@@ -164,6 +164,12 @@ void start_cpu_tables(struct cpu *c);
 void run_checks(struct cpu *c);
 void hold_registers(struct hold *h);
 void hold_once(struct cpu *c, bool spin);
+
+// ---------------------------------------------------------------- pci.c (a slot is device * 8 + function)
+u32 pci_read(u32 slot, u32 reg);
+void pci_write(u32 slot, u32 reg, u32 v);
+u32 pci_find(u32 from, u32 reg, u32 mask, u32 want);
+void pci_rest(void);
 
 // ---------------------------------------------------------------- LAPIC, vectors
 #define LAPIC 0xfee00000
