@@ -11,6 +11,7 @@
 
 pub mod endpoint;
 mod error;
+mod interrupt;
 pub mod landing;
 mod lane;
 pub mod progress;
@@ -19,3 +20,4 @@ pub mod qmp;
 pub mod template;
 
 pub use error::{BoxError, Error, Result};
+pub use interrupt::interrupted;
