@@ -170,3 +170,165 @@ fn shorten(typecode: u16, full: &[u8], length: usize) -> Vec<u8> {
     }
     full.iter().copied().take(length).collect()
 }
+
+/// The tests that every entry gets by its row.
+#[cfg(test)]
+mod tests {
+    use hyperferry_wire::{StreamPath, Strictness};
+
+    use super::*;
+
+    const HEADER: [u8; 24] = [
+        0x86, 0x12, 0x38, 0x54, 1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0x12, 0x0f, 0x80, 0, 0x18, 0x9d, 0x27, 0,
+    ];
+
+    fn entry(typecode: u16, instance: u16, body: &[u8]) -> Vec<u8> {
+        let mut encoder = Encoder::new(Endian::Little);
+        encoder.u16(typecode).u16(instance).u32(u32::try_from(body.len()).unwrap()).bytes(body);
+        encoder.into_bytes()
+    }
+
+    /// HEADER, this entry as instance 3, END. HEADER itself stands alone.
+    fn context(typecode: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = match typecode {
+            1 => Vec::new(),
+            _ => entry(1, 0, &HEADER),
+        };
+        bytes.extend(entry(typecode, 3, body));
+        bytes.extend(entry(0, 0, &[]));
+        bytes
+    }
+
+    fn decode(bytes: &[u8], strictness: Strictness) -> Result<Context> {
+        let path = StreamPath::root().child("HVM_CONTEXT");
+        let mut cursor = Cursor::new(bytes, 0, path, Endian::Little).with_strictness(strictness);
+        let context = Context::decode(&mut cursor)?;
+        cursor.finish()?;
+        Ok(context)
+    }
+
+    fn encode(context: &Context) -> Vec<u8> {
+        let mut encoder = Encoder::new(Endian::Little);
+        context.encode(&mut encoder);
+        encoder.into_bytes()
+    }
+
+    /// A body of full length whose bytes all differ from their neighbours, reserved ones zeroed by our encoder.
+    fn sample(row: &crate::Row) -> Vec<u8> {
+        let size = match row.length {
+            Length::Exact(size) | Length::AtMost(size) => size,
+            Length::AtLeast(size) => size + 32,
+        };
+        let mut bytes: Vec<u8> = (1..=size).map(|at| u8::try_from(at % 251 + 1).unwrap()).collect();
+        match row.name {
+            "HEADER" => bytes[..8].copy_from_slice(&HEADER[..8]),
+            "CPU_MSR" => bytes[..4].copy_from_slice(&2_u32.to_le_bytes()),
+            _ => {}
+        }
+        let typecode = u16::try_from(row.code).unwrap();
+        let read = decode(&context(typecode, &bytes), Strictness::Tolerant).unwrap();
+        let written = encode(&read);
+        let body =
+            read.entries.iter().position(|entry| entry.instance == 3).unwrap() * (8 + HEADER.len()) + 8;
+        written[body..body + size].to_vec()
+    }
+
+    /// The rows but END, with a sample each.
+    fn rows() -> impl Iterator<Item = (u16, &'static crate::Row, Vec<u8>)> {
+        let rows = ROWS.iter().filter(|row| row.code != 0);
+        rows.map(|row| (u16::try_from(row.code).unwrap(), row, sample(row)))
+    }
+
+    #[test]
+    fn every_entry_round_trips_in_full() {
+        for (typecode, row, body) in rows() {
+            let bytes = context(typecode, &body);
+            let context = decode(&bytes, Strictness::Strict).unwrap();
+            assert_eq!(encode(&context), bytes, "{}", row.name);
+            let zeros = body.iter().filter(|byte| **byte == 0).count();
+            assert!(zeros < body.len().div_ceil(2) || row.name == "HPET", "{}: {zeros} zeros", row.name);
+        }
+    }
+
+    #[test]
+    fn every_entry_at_every_other_length() {
+        for (typecode, row, body) in rows() {
+            for length in 0..body.len() {
+                let bytes = context(typecode, &body[..length]);
+                let read = decode(&bytes, Strictness::Strict);
+                match row.length {
+                    Length::Exact(_) => assert!(read.is_err(), "{} of {length} bytes", row.name),
+                    Length::AtLeast(least) if length < least => assert!(read.is_err(), "{}", row.name),
+                    _ => {}
+                }
+                if matches!(row.length, Length::AtMost(_)) {
+                    assert_eq!(encode(&read.unwrap()), bytes, "{} of {length} bytes", row.name);
+                }
+            }
+            let mut long = body.clone();
+            long.push(0);
+            let read = decode(&context(typecode, &long), Strictness::Tolerant);
+            assert!(read.is_err() || row.name == "CPU_XSAVE", "{}: one byte more", row.name);
+        }
+    }
+
+    #[test]
+    fn every_entry_cut_short_is_truncated() {
+        for (typecode, row, body) in rows() {
+            let bytes = context(typecode, &body);
+            for length in 0..bytes.len() {
+                let error = decode(&bytes[..length], Strictness::Tolerant).unwrap_err();
+                assert!(
+                    matches!(error.kind(), ErrorKind::Truncated { .. }),
+                    "{} at {length}: {error}",
+                    row.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_entry_describes_each_of_its_fields() {
+        for (typecode, row, body) in rows() {
+            let context = decode(&context(typecode, &body), Strictness::Tolerant).unwrap();
+            let text = context.describe().to_string();
+            let own = format!("{}[3].", row.name);
+            assert!(text.lines().any(|line| line.starts_with(&own)), "{}: {text}", row.name);
+            let json = serde_json::to_value(context.describe()).unwrap();
+            assert!(json[format!("{}[3]", row.name)].is_object(), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn a_short_form_that_would_lose_state_is_written_in_full() {
+        let old = context(5, &[7; 24]);
+        let mut context = decode(&old, Strictness::Strict).unwrap();
+        assert_eq!(context.entries[1].elided, 8);
+        assert_eq!(encode(&context), old);
+        if let Record::Lapic(lapic) = &mut context.entries[1].record {
+            lapic.pending_esr = 1;
+        }
+        assert_eq!(encode(&context).len(), old.len() + 8);
+    }
+
+    #[test]
+    fn header_first_and_end_last() {
+        let header = entry(1, 0, &HEADER);
+        let twice = [&header[..], &header].concat();
+        let error = decode(&twice, Strictness::Tolerant).unwrap_err();
+        assert_eq!(error.to_string(), "HVM_CONTEXT @0x20: found HEADER, wanted one HEADER only");
+        let behind = [&header[..], &entry(0, 0, &[]), &[1]].concat();
+        let error = decode(&behind, Strictness::Tolerant).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Trailing { found: 1 }), "{error}");
+    }
+
+    #[test]
+    fn a_flood_of_small_entries_is_refused() {
+        let mut bytes = entry(1, 0, &HEADER);
+        for _ in 0..ENTRY_LIMIT {
+            bytes.extend(entry(500, 0, &[]));
+        }
+        let error = decode(&bytes, Strictness::Tolerant).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Limit { found: 4097, limit: 4096, .. }), "{error}");
+    }
+}

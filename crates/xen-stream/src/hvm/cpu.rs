@@ -278,3 +278,68 @@ pub(super) fn shorten(full: &[u8], length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use hyperferry_wire::{Endian, StreamPath};
+
+    use super::*;
+    use crate::codec::Body;
+
+    fn decode(bytes: &[u8]) -> Cpu {
+        let mut cursor = Cursor::new(bytes, 0, StreamPath::root(), Endian::Little);
+        <Cpu as Body>::decode(&mut cursor).unwrap()
+    }
+
+    /// Bytes whose little-endian u16 at each even offset is that offset.
+    fn numbered() -> Vec<u8> {
+        (0..1032_u16).step_by(2).flat_map(u16::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn fields_stand_at_the_offsets_of_xens_structure() {
+        let cpu = decode(&numbered());
+        let low = |value: u64| value & 0xffff;
+        assert_eq!([cpu.rax, cpu.rbx, cpu.rcx, cpu.rdx].map(low), [512, 520, 528, 536]);
+        assert_eq!([cpu.rbp, cpu.rsi, cpu.rdi, cpu.rsp].map(low), [544, 552, 560, 568]);
+        assert_eq!([cpu.r8_r15[0], cpu.r8_r15[7], cpu.rip, cpu.rflags].map(low), [576, 632, 640, 648]);
+        assert_eq!([cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4].map(low), [656, 664, 672, 680]);
+        assert_eq!([cpu.dr3, cpu.dr6, cpu.dr7].map(low), [712, 720, 728]);
+        let Segments { cs, gs, ldtr, idtr, gdtr, .. } = cpu.segments;
+        for (segment, number) in [(cs, 0), (gs, 4), (ldtr, 7)] {
+            assert_eq!(segment.selector & 0xffff, 736 + 4 * number);
+            assert_eq!(segment.limit & 0xffff, 768 + 4 * number);
+            assert_eq!(low(segment.base), u64::from(808 + 8 * number));
+            assert_eq!(segment.arbytes & 0xffff, 888 + 4 * number);
+        }
+        assert_eq!((idtr.limit & 0xffff, low(idtr.base)), (800, 872));
+        assert_eq!((gdtr.limit & 0xffff, low(gdtr.base)), (804, 880));
+        assert_eq!(
+            [cpu.sysenter_cs, cpu.shadow_gs, cpu.msr_flags, cpu.msr_lstar].map(low),
+            [920, 944, 952, 960]
+        );
+        assert_eq!([cpu.msr_efer, cpu.msr_tsc_aux, cpu.tsc].map(low), [992, 1000, 1008]);
+        assert_eq!(
+            [cpu.pending_event, cpu.error_code, cpu.flags].map(|word| word & 0xffff),
+            [1016, 1020, 1024]
+        );
+    }
+
+    #[test]
+    fn the_form_before_3_4_has_a_gap_in_the_middle() {
+        let mut short = numbered();
+        short.truncate(1016);
+        let cpu = decode(&lengthen(&short, 1032));
+        assert_eq!((cpu.msr_efer & 0xffff, cpu.msr_tsc_aux, cpu.tsc & 0xffff), (992, 0, 1000));
+        assert_eq!((cpu.pending_event & 0xffff, cpu.error_code & 0xffff, cpu.flags), (1008, 1012, 1));
+        assert_eq!(shorten(&lengthen(&short, 1032), 1016), short);
+    }
+
+    #[test]
+    fn the_form_before_4_7_has_an_initialised_fpu() {
+        let mut short = numbered();
+        short.truncate(1024);
+        let cpu = decode(&lengthen(&short, 1032));
+        assert_eq!((cpu.msr_tsc_aux & 0xffff, cpu.flags), (1000, Cpu::FPU_INITIALISED));
+    }
+}

@@ -3,7 +3,7 @@
 layout! {
     /// RTC: the clock registers; CMOS bytes from 0x0e on live in the device model.
     ///
-    /// Older Xens didn't have `rtc_offset`: 16 bytes.
+    /// Pre-4.14 didn't have `rtc_offset`: 16 bytes.
     pub struct Rtc: AtMost 24 {
         /// CMOS bytes 0x00 to 0x0d.
         cmos_data: [u8; 14],

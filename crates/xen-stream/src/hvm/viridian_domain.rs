@@ -2,6 +2,8 @@
 
 layout! {
     /// VIRIDIAN_DOMAIN: only written for domains with the `viridian` option.
+    ///
+    /// Pre-4.5 had 16 bytes, 4.5 had 24: without `reference_tsc`.
     pub struct ViridianDomain: AtMost 32 {
         /// HV_X64_MSR_HYPERCALL.
         hypercall_gpa: u64,

@@ -2,6 +2,8 @@
 
 layout! {
     /// VIRIDIAN_VCPU: only written for domains with the `viridian` option.
+    ///
+    /// Pre-4.7 had 8 bytes, pre-4.13 had 16: no synthetic interrupts and timers.
     pub struct ViridianVcpu: AtMost 216 {
         /// HV_X64_MSR_VP_ASSIST_PAGE.
         vp_assist_msr: u64,

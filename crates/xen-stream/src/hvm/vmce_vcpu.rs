@@ -2,6 +2,8 @@
 
 layout! {
     /// VMCE_VCPU: capabilities and bank control.
+    ///
+    /// Pre-4.10 didn't have `mcg_ext_ctl`: 24 bytes.
     pub struct VmceVcpu: AtMost 32 {
         /// IA32_MCG_CAP.
         caps: u64,
