@@ -244,9 +244,9 @@ mod tests {
         for (typecode, row, body) in rows() {
             let bytes = context(typecode, &body);
             let context = decode(&bytes, Strictness::Strict).unwrap();
-            assert_eq!(encode(&context), bytes, "{}", row.name);
+            assert!(encode(&context) == bytes, "{}", row.name);
             let zeros = body.iter().filter(|byte| **byte == 0).count();
-            assert!(zeros < body.len().div_ceil(2) || row.name == "HPET", "{}: {zeros} zeros", row.name);
+            assert!(zeros <= body.len() / 2 || row.name == "HPET", "{}: {zeros} zeros", row.name);
         }
     }
 
@@ -262,7 +262,7 @@ mod tests {
                     _ => {}
                 }
                 if matches!(row.length, Length::AtMost(_)) {
-                    assert_eq!(encode(&read.unwrap()), bytes, "{} of {length} bytes", row.name);
+                    assert!(encode(&read.unwrap()) == bytes, "{} of {length} bytes", row.name);
                 }
             }
             let mut long = body.clone();

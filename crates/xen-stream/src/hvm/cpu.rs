@@ -263,7 +263,9 @@ pub(super) fn lengthen(short: &[u8], full: usize) -> Vec<u8> {
         bytes.splice(MSR_TSC_AUX.start..MSR_TSC_AUX.start, [0; 8]);
     }
     bytes.resize(full, 0);
-    if let Some(flags) = bytes.get_mut(FLAGS) {
+    if short.len() <= FLAGS.start
+        && let Some(flags) = bytes.get_mut(FLAGS)
+    {
         flags.copy_from_slice(&Cpu::FPU_INITIALISED.to_le_bytes());
     }
     bytes
