@@ -117,3 +117,93 @@ macro_rules! records {
         }
     };
 }
+
+/// The tests that every record gets by its row; those of an HVM context are beside it.
+#[cfg(test)]
+mod tests {
+    use hyperferry_wire::{Cursor, Encoder, Endian, ErrorKind, StreamPath, Strictness};
+
+    use super::*;
+    use crate::{libxc, libxl};
+
+    /// A body of an allowed length, no two neighbours equal.
+    fn sample(row: &Row) -> Vec<u8> {
+        let size = match row.length {
+            Length::Exact(size) | Length::AtMost(size) => size,
+            Length::AtLeast(size) => size.next_multiple_of(8) + 48,
+        };
+        let mut bytes: Vec<u8> = (1..=size).map(|at| u8::try_from(at % 251 + 1).unwrap()).collect();
+        match row.name {
+            "HVM_PARAMS" => bytes[..4].copy_from_slice(&3_u32.to_le_bytes()),
+            "HVM_CONTEXT" => {
+                bytes[..16].copy_from_slice(b"\x01\0\0\0\x18\0\0\0\x86\x12\x38\x54\x01\0\0\0");
+                bytes.truncate(40);
+                bytes[32..].fill(0);
+            }
+            "EMULATOR_XENSTORE_DATA" => {
+                bytes.truncate(8);
+                bytes.extend(b"key\0value\0");
+            }
+            _ => {}
+        }
+        bytes
+    }
+
+    fn cursor(bytes: &[u8], strictness: Strictness) -> Cursor<'_> {
+        Cursor::new(bytes, 0, StreamPath::root(), Endian::Little).with_strictness(strictness)
+    }
+
+    macro_rules! walk {
+        ($layer:ident) => {
+            for row in $layer::ROWS {
+                let encode = |record: &$layer::Record| {
+                    let mut encoder = Encoder::new(Endian::Little);
+                    record.encode(&mut encoder);
+                    encoder.into_bytes()
+                };
+                let decode = |bytes: &[u8], mode| $layer::Record::decode(row.code, cursor(bytes, mode));
+
+                let read = decode(&sample(row), Strictness::Tolerant).unwrap();
+                let body = encode(&read);
+                assert_eq!(body.len(), sample(row).len(), "{}", row.name);
+                let again = decode(&body, Strictness::Strict).unwrap();
+                assert!(again == read && encode(&again) == body, "{}", row.name);
+                assert_eq!((again.code(), again.name().as_ref()), (row.code, row.name));
+                assert_eq!(body.is_empty(), again.describe().iter().next().is_none(), "{}", row.name);
+
+                for length in (0..body.len()).filter(|length| row.length.allows(*length)) {
+                    match decode(&body[..length], Strictness::Strict) {
+                        Ok(short) => assert_eq!(encode(&short), body[..length], "{} at {length}", row.name),
+                        Err(error) => assert!(
+                            matches!(error.kind(), ErrorKind::Truncated { .. } | ErrorKind::Invalid { .. }),
+                            "{} at {length}: {error}",
+                            row.name
+                        ),
+                    }
+                }
+            }
+        };
+    }
+
+    #[test]
+    fn every_libxl_record_round_trips_and_may_be_cut() {
+        walk!(libxl);
+    }
+
+    #[test]
+    fn every_libxc_record_round_trips_and_may_be_cut() {
+        walk!(libxc);
+    }
+
+    #[test]
+    fn each_type_and_name_has_one_row() {
+        for rows in [libxl::ROWS, libxc::ROWS, crate::hvm::ROWS] {
+            for (index, row) in rows.iter().enumerate() {
+                let twin =
+                    rows[..index].iter().find(|other| other.code == row.code || other.name == row.name);
+                assert_eq!(twin, None);
+            }
+        }
+        assert!(libxc::ROWS.iter().all(|row| row.code != libxc::PAGE_DATA));
+    }
+}

@@ -282,7 +282,7 @@ fn faults_say_where_and_what() {
     long.extend(hex("77000080 01000001"));
     assert_eq!(
         fault(&long, Tolerant),
-        format!("{here} 0x80000077 @4: body_length: found 16777217, wanted at most 16777216")
+        format!("{here} 0x80000077 @{:#x}: body_length: found 16777217, wanted at most 16777216", start + 4)
     );
 }
 
