@@ -13,9 +13,12 @@ struct frame {
 
 // ---------------------------------------------------------------- what is held
 #define DR6_HELD(c) (0xffff0ff0 | (((c)->index + 5) & 0xf))
-// DR1: execution at this vCPU's own target, it fires every beat. DR0: write watch, DR2: execution, both where nothing
-// ever happens. DR3 off, its value still held.
-#define DR7_HELD 0x000d0425                    // L0 (write, 4 bytes), L1, G2
+// debug=fire: DR1 stops execution at this vCPU's own target, every beat; DR0 watches writes, DR2 execution, both where
+// nothing ever happens; DR3 is off. By default none is enabled: QEMU 7.2's emulation of nested SVM leaves a guest's
+// breakpoints armed after the guest is gone, for every other guest of that host.
+#define DR7_FIRE 0x000d0425                    // L0 (write, 4 bytes), L1, G2
+#define DR7_HOLD(c) (0x500 | ((c)->index + 9) << 20)          // LE; kinds and lengths differ by vCPU
+static u64 dr7(const struct cpu *c) { return opt.debug_fire ? DR7_FIRE : DR7_HOLD(c); }
 #define SEGMENTS 4
 static const u16 segment_selectors[SEGMENTS] = { SEL_DS, SEL_ES, SEL_FS, SEL_GS };
 
@@ -186,9 +189,11 @@ static void debug_set(struct cpu *c) {
     SET_DR(2, debug_address(c, 2));
     SET_DR(3, debug_address(c, 3));
     SET_DR(6, DR6_HELD(c));
-    SET_DR(7, DR7_HELD);
-    hit_breakpoint(c);
-    c->breakpoints_fire = c->breakpoints == 1;
+    SET_DR(7, dr7(c));
+    if (opt.debug_fire) {
+        hit_breakpoint(c);
+        c->breakpoints_fire = c->breakpoints == 1;
+    }
 }
 static void debug_check(struct cpu *c) {
     check("dr0", -1, DR(0), debug_address(c, 0));
@@ -196,7 +201,7 @@ static void debug_check(struct cpu *c) {
     check("dr2", -1, DR(2), debug_address(c, 2));
     check("dr3", -1, DR(3), debug_address(c, 3));
     check("dr6", -1, DR(6), DR6_HELD(c));
-    check("dr7", -1, DR(7), DR7_HELD);
+    check("dr7", -1, DR(7), dr7(c));
     if (c->breakpoints_fire) {
         u64 before = c->breakpoints;
         hit_breakpoint(c);
@@ -209,7 +214,7 @@ static void debug_spoil(struct cpu *c) {
     SET_DR(2, debug_address(c, 2) ^ 4);
     SET_DR(3, debug_address(c, 3) ^ 4);
     SET_DR(6, DR6_HELD(c) ^ 1);
-    SET_DR(7, DR7_HELD ^ 0x40);
+    SET_DR(7, dr7(c) ^ 0x100);
 }
 
 // ---------------------------------------------------------------- descriptor tables and segments

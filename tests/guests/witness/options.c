@@ -58,6 +58,7 @@ static bool read_option(const char *name, char *value) {
     CHOICE("pit", pit, "off|on")
     CHOICE("rtc", rtc, "off|on")
     CHOICE("idle", spin, "hlt|spin")
+    CHOICE("debug", debug_fire, "hold|fire")
     CHOICE("irr", irr, "off|on")
     CHOICE("ide", ide_split, "whole|split")
     CHOICE("quiet", quiet, "off|on")

@@ -114,7 +114,7 @@ enum pace { PACE_PM, PACE_PIT, PACE_TSC };
 enum ap_mode { AP_MIX, AP_IPI, AP_TIMER, AP_SPIN };
 struct options {
     enum lapic_mode lapic; enum hpet_mode hpet; enum avx_mode avx; enum pace pace; enum ap_mode ap;
-    bool ioapic, pit, rtc, spin, irr, ide_split, quiet, strict;
+    bool ioapic, pit, rtc, spin, irr, debug_fire, ide_split, quiet, strict;
     u32 mem_mb, beat_ms, cpus, break_beat, pci_slice;
     char break_name[24];
     char line[512];
