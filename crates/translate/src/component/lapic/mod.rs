@@ -1,0 +1,4 @@
+//! A local APIC.
+
+pub(crate) mod qemu;
+pub(crate) mod xen;

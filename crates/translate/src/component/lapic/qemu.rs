@@ -1,0 +1,120 @@
+//! A local APIC in QEMU's stream: section `apic` (`formats/qemu/sections.md`).
+
+use hyperferry_qemu_stream::Tree;
+use hyperferry_vm_model::Lapic;
+
+use crate::{
+    Result,
+    qemu::Target,
+    refusal,
+    report::{Report, Severity},
+};
+
+const STAGE: &str = "model -> QEMU";
+/// LVT timer: masked.
+const LVT_MASKED: u32 = 1 << 16;
+/// LVT timer, bits 18:17: 0 one-shot, 1 periodic, 2 TSC deadline.
+const LVT_MODE_SHIFT: u32 = 17;
+
+/// Model to wire: fills in an `apic` section that the destination's own QEMU wrote.
+pub(crate) fn localise(
+    lapic: &Lapic,
+    vcpu: u32,
+    tree: &mut Tree,
+    target: &Target<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    tree.set_u64("apicbase", lapic.apic_base & 0xffff_ffff)?;
+    tree.set_u64("id", u64::from(lapic.id & 0xff))?;
+    tree.set_u64("arb_id", 0)?;
+    tree.set_u64("tpr", u64::from(lapic.tpr & 0xff))?;
+    tree.set_u64("spurious_vec", lapic.svr.into())?;
+    tree.set_u64("log_dest", u64::from(lapic.ldr >> 24))?;
+    tree.set_u64("dest_mode", u64::from(lapic.dfr >> 28))?;
+    for (name, bank) in [("isr", lapic.isr), ("tmr", lapic.tmr), ("irr", lapic.irr)] {
+        for (index, value) in bank.iter().enumerate() {
+            tree.set_u64_at(name, index, (*value).into())?;
+        }
+    }
+    let lvt = &lapic.lvt;
+    let vectors = [lvt.timer, lvt.thermal, lvt.performance, lvt.lint0, lvt.lint1, lvt.error];
+    for (index, value) in vectors.iter().enumerate() {
+        tree.set_u64_at("lvt", index, (*value).into())?;
+    }
+    tree.set_u64("esr", lapic.esr.into())?;
+    for (index, value) in lapic.icr.iter().enumerate() {
+        tree.set_u64_at("icr", index, (*value).into())?;
+    }
+    timer(lapic, vcpu, tree, target, report)?;
+
+    let mut ledger = report.record(STAGE, format_args!("lapic[{vcpu}]"));
+    ledger.carried(&[
+        "apic_base",
+        "id",
+        "tpr",
+        "ldr",
+        "dfr",
+        "svr",
+        "isr",
+        "tmr",
+        "irr",
+        "esr",
+        "icr",
+        "lvt",
+        "timer.divide_configuration",
+        "timer.tsc_deadline",
+    ]);
+    ledger.dropped("version", "QEMU has its own, with the same six vectors");
+    if lapic.pending_esr != 0 {
+        ledger.dropped("pending_esr", format!("no place in QEMU's stream (value {:#x})", lapic.pending_esr));
+    }
+    Ok(())
+}
+
+fn timer(lapic: &Lapic, vcpu: u32, tree: &mut Tree, target: &Target<'_>, report: &mut Report) -> Result<()> {
+    let timer = &lapic.timer;
+    let mode = lapic.lvt.timer >> LVT_MODE_SHIFT & 3;
+    let running = timer.initial_count != 0 && lapic.lvt.timer & LVT_MASKED == 0 && mode != 2;
+    let ratio = if timer.bus_hz == 0 { 1 } else { target.apic_bus_hz / timer.bus_hz };
+
+    // The shot that is under way keeps its length in nanoseconds; what the guest programs afterwards does not.
+    let scaled = u64::from(timer.initial_count) * ratio.max(1);
+    let count = u32::try_from(scaled).unwrap_or(u32::MAX);
+    let shift = timer.divisor().trailing_zeros();
+    let length = (u64::from(count) + 1) << shift;
+    let expiry = match timer.remaining_ns {
+        Some(remaining) => target.clock_ns + remaining,
+        None => target.clock_ns + length,
+    };
+    tree.set_u64("divide_conf", timer.divide_configuration.into())?;
+    tree.set_u64("count_shift", shift.into())?;
+    tree.set_u64("initial_count", count.into())?;
+    let nanoseconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    tree.set_i64("initial_count_load_time", nanoseconds(expiry.saturating_sub(length)))?;
+    tree.set_i64("next_time", nanoseconds(expiry))?;
+    tree.set_i64("timer_expiry", if running { nanoseconds(expiry) } else { -1 })?;
+
+    report.record(STAGE, format_args!("lapic[{vcpu}]")).derived(
+        "timer.initial_count",
+        format!(
+            "{:#x} at {} Hz became {count:#x} at {} Hz",
+            timer.initial_count, timer.bus_hz, target.apic_bus_hz
+        ),
+    );
+    if running && ratio > 1 {
+        let remedy = "use a destination whose KVM can set the APIC bus clock (Linux 6.11 or newer) with \
+                      `--platform-shim`, or boot the guest with another tick (TSC deadline, PIT)";
+        if mode == 1 {
+            let what = format!(
+                "vCPU {vcpu} uses its local APIC timer in periodic mode; once the guest programs it again it ticks {ratio}x too fast"
+            );
+            target.policy.refuse(report, refusal::LAPIC_TIMER, what, remedy);
+        } else {
+            let what = format!(
+                "vCPU {vcpu} uses its local APIC timer in one-shot mode; later shots come {ratio}x early and the guest re-arms them"
+            );
+            report.find(refusal::LAPIC_TIMER.name, Severity::Warning, what, remedy);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! The parts of a machine, each with its formats.
+
+pub(crate) mod devices;
+pub(crate) mod irq;
+pub(crate) mod lapic;
+pub(crate) mod timers;
+pub(crate) mod vcpu;

@@ -1,0 +1,4 @@
+//! The timer chips: PIT, RTC, HPET and the PM timer.
+
+pub(crate) mod qemu;
+pub(crate) mod xen;

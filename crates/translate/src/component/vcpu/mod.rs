@@ -1,0 +1,5 @@
+//! A virtual CPU without its local APIC.
+
+mod fxsave;
+pub(crate) mod qemu;
+pub(crate) mod xen;

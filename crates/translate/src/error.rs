@@ -1,0 +1,50 @@
+use hyperferry_qemu_stream::FieldError;
+
+use crate::report::{Finding, Report};
+
+/// What a fallible translation returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a translation did not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The stream is at fault.
+    #[error(transparent)]
+    Stream(#[from] hyperferry_wire::Error),
+    /// The stream is sound and we do not translate it; nothing was touched.
+    #[error("{}", list(.0))]
+    Refused(Box<Report>),
+    /// A record that every stream of this kind has is missing.
+    #[error("{record} is missing{}; {why}", instance.map(|id| format!(" for vCPU {id}")).unwrap_or_default())]
+    Missing {
+        /// The record.
+        record: &'static str,
+        /// The vCPU whose record it is.
+        instance: Option<u32>,
+        /// What it would have said.
+        why: &'static str,
+    },
+    /// The destination QEMU's own stream lacks something that every machine of its kind has.
+    #[error("the destination's template does not fit: {0}")]
+    Template(#[from] FieldError),
+    /// The destination QEMU's own stream lacks a section.
+    #[error(
+        "the destination's template has no section {0}; it is not a pc machine as `hyperferry qemu-args` asks for"
+    )]
+    NoSection(String),
+}
+
+fn list(report: &Report) -> String {
+    report.refusals().map(Finding::to_string).collect::<Vec<_>>().join("\n")
+}
+
+impl Error {
+    /// Refuses with what the report holds, if it holds a refusal that nobody allowed.
+    pub fn unless_allowed(report: &Report) -> Result<()> {
+        if report.refusals().next().is_none() {
+            return Ok(());
+        }
+        Err(Self::Refused(Box::new(report.clone())))
+    }
+}

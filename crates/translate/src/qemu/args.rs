@@ -1,0 +1,316 @@
+//! The destination's command line: a machine that has what the guest has, where the guest has it.
+//!
+//! Under Xen, libxl plugs devices in a fixed order (tools/libs/light/libxl_dm.c): Xen's platform device takes PCI slot
+//! 2 if it is there, then come the display adapter and the network cards. A stream tells at its end where they really
+//! were; a difference is refused then, with nothing lost.
+
+use std::collections::BTreeMap;
+
+use hyperferry_vm_model::{CpuidPolicy, Disk, MemoryLayout, VgaKind, Vm};
+
+use super::{Accelerator, memory::ACPI_WINDOW_SIZE};
+use crate::cpu_features;
+
+/// Id of the memory that stands in for Xen's ACPI tables.
+pub const ACPI_WINDOW: &str = "xen-acpi";
+/// PCI slot of the device that brings it: the last one, which no toolstack uses.
+const ACPI_WINDOW_SLOT: u8 = 0x1f;
+/// Where QEMU's `pc` splits memory unless told otherwise, and the highest it can when some lies above 4 GiB.
+const DEFAULT_SPLIT: u64 = 0xc000_0000;
+
+/// What the user chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What executes the guest.
+    pub accelerator: Accelerator,
+    /// Machine type; `pc` is the newest of the QEMU at hand.
+    pub machine: String,
+    /// CPU model in place of the one made from the CPUID policy.
+    pub cpu: Option<String>,
+    /// Paths on this host in place of the source's, by virtual device name (`hda`) or by the source's path.
+    pub disks: BTreeMap<String, String>,
+    /// Bridges on this host, by the source's name.
+    pub bridges: BTreeMap<String, String>,
+    /// Where the first serial port goes, as QEMU's `-serial` takes it.
+    pub serial: String,
+    /// Whether to bring memory for Xen's ACPI tables.
+    pub acpi_window: bool,
+}
+
+impl Options {
+    /// Options for an accelerator, everything else as usual.
+    pub fn new(accelerator: Accelerator) -> Self {
+        Self {
+            accelerator,
+            machine: "pc".to_owned(),
+            cpu: None,
+            disks: BTreeMap::new(),
+            bridges: BTreeMap::new(),
+            serial: "null".to_owned(),
+            acpi_window: true,
+        }
+    }
+}
+
+/// Arguments for a QEMU that can take this VM, without the program's name.
+pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
+    let mut args = Arguments::default();
+    if !vm.config.name.is_empty() {
+        args.pair("-name", vm.config.name.replace(',', ",,"));
+    }
+    if let Some(uuid) = &vm.config.uuid {
+        args.pair("-uuid", uuid);
+    }
+    args.pair("-machine", machine(vm, options));
+    args.pair("-accel", options.accelerator.name());
+    args.pair("-m", format!("{}B", vm.memory.size()));
+    processors(vm, options, &mut args);
+    args.flag("-nodefaults").pair("-vga", "none").pair("-display", "none");
+    // Without ACPI's PCI hotplug this QEMU writes piix4_pm in the short form that qemu-xen uses.
+    args.pair("-global", "PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off");
+    args.pair("-global", "PIIX4_PM.acpi-root-pci-hotplug=off");
+    if vm.config.serial_ports > 0 {
+        args.pair("-serial", &options.serial);
+    }
+    let mut slots = 2 + u8::from(vm.config.xen_platform)..ACPI_WINDOW_SLOT;
+    display(vm, &mut slots, &mut args);
+    network(vm, options, &mut slots, &mut args);
+    for disk in &vm.config.disks {
+        drive(disk, options, &mut args);
+    }
+    if !vm.config.usb_devices.is_empty() {
+        args.pair("-device", "piix3-usb-uhci,addr=01.2");
+        for device in &vm.config.usb_devices {
+            args.pair("-device", format!("usb-{device}"));
+        }
+    }
+    if options.acpi_window {
+        args.pair("-object", format!("memory-backend-ram,id={ACPI_WINDOW},size={ACPI_WINDOW_SIZE}B"));
+        args.pair("-device", format!("ivshmem-plain,memdev={ACPI_WINDOW},addr={ACPI_WINDOW_SLOT:02x}.0"));
+    }
+    args.0
+}
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.to_owned());
+        self
+    }
+
+    fn pair(&mut self, flag: &str, value: impl Into<String>) -> &mut Self {
+        self.0.push(flag.to_owned());
+        self.0.push(value.into());
+        self
+    }
+}
+
+fn machine(vm: &Vm, options: &Options) -> String {
+    let hpet = if vm.config.hpet { "on" } else { "off" };
+    let mut machine = format!("{},hpet={hpet},vmport=off,usb=off", options.machine);
+    if let Some(limit) = split_limit(&vm.memory) {
+        machine.push_str(&format!(",max-ram-below-4g={limit}"));
+    }
+    machine
+}
+
+/// The value of `max-ram-below-4g` that gives this layout, if the default does not.
+fn split_limit(memory: &MemoryLayout) -> Option<u64> {
+    if memory.high_size() > 0 {
+        return (memory.low_end != DEFAULT_SPLIT || memory.size() < 0xe000_0000).then_some(memory.low_end);
+    }
+    // All RAM below the hole: from 3.5 GiB on QEMU would split it.
+    (memory.low_end >= 0xe000_0000).then_some(0xf000_0000)
+}
+
+/// Whether QEMU's `pc` can lay memory out like this at all.
+pub fn can_lay_out(memory: &MemoryLayout) -> bool {
+    if memory.high_size() > 0 { memory.low_end <= DEFAULT_SPLIT } else { memory.low_end <= 0xf000_0000 }
+}
+
+/// Xen's APIC ids are twice the vCPU's: every vCPU is the first of two threads in a socket of its own.
+fn processors(vm: &Vm, options: &Options, args: &mut Arguments) {
+    let base = match options.accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let model = options.cpu.clone().unwrap_or_else(|| cpu_model(base, &vm.cpuid));
+    let kind = model.split(',').next().unwrap_or(base).to_owned();
+    args.pair("-cpu", model);
+    let count = vm.config.max_vcpus.max(1);
+    if count == 1 {
+        args.pair("-smp", "1");
+        return;
+    }
+    args.pair("-smp", format!("1,maxcpus={},sockets={count},cores=1,threads=2", 2 * count));
+    for socket in 1..count {
+        args.pair("-device", format!("{kind}-x86_64-cpu,socket-id={socket},core-id=0,thread-id=0"));
+    }
+}
+
+/// A CPU that shows what the guest has seen: the base model without the features that were hidden from it.
+fn cpu_model(base: &str, policy: &CpuidPolicy) -> String {
+    let mut model = base.to_owned();
+    if policy.leaves.is_empty() {
+        return model;
+    }
+    if let Some(vendor) = cpu_features::vendor(policy) {
+        model.push_str(&format!(",vendor={vendor}"));
+    }
+    if let Some((family, number, stepping)) = cpu_features::signature(policy) {
+        model.push_str(&format!(",family={family},model={number},stepping={stepping}"));
+    }
+    if let Some(bits) = cpu_features::physical_bits(policy) {
+        model.push_str(&format!(",phys-bits={bits},host-phys-bits=off"));
+    }
+    for (name, offered) in cpu_features::offered(policy) {
+        if !offered {
+            model.push_str(&format!(",{name}=off"));
+        }
+    }
+    model
+}
+
+fn display(vm: &Vm, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
+    let device = match vm.config.vga {
+        VgaKind::None => return,
+        VgaKind::Std => "VGA",
+        VgaKind::Cirrus => "cirrus-vga",
+        VgaKind::Qxl => "qxl-vga",
+    };
+    let Some(slot) = slots.next() else { return };
+    let megabytes = (vm.config.video_memory >> 20).max(1);
+    // The ROM has run; where it was shadowed, RAM holds it.
+    args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={slot:02x}.0,romfile="));
+}
+
+fn network(vm: &Vm, options: &Options, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
+    for (index, nic) in vm.config.nics.iter().enumerate().filter(|(_, nic)| nic.emulated) {
+        let Some(slot) = slots.next() else { return };
+        let bridge = nic.bridge.as_ref().and_then(|bridge| options.bridges.get(bridge));
+        args.pair(
+            "-netdev",
+            match bridge {
+                Some(bridge) => format!("bridge,id=net{index},br={bridge}"),
+                // A hub with one port: the card is there, and its cable leads nowhere.
+                None => format!("hubport,id=net{index},hubid={index}"),
+            },
+        );
+        args.pair(
+            "-device",
+            format!("{},netdev=net{index},mac={},addr={slot:02x}.0,romfile=", nic.model, nic.mac),
+        );
+    }
+}
+
+/// Place of an emulated disk: `hda` is the master of the first channel.
+fn ide_place(vdev: &str) -> Option<(u32, u32)> {
+    let letter = ["hd", "xvd", "sd"].iter().find_map(|prefix| vdev.strip_prefix(prefix))?;
+    match letter {
+        "a" => Some((0, 0)),
+        "b" => Some((0, 1)),
+        "c" => Some((1, 0)),
+        "d" => Some((1, 1)),
+        _ => None,
+    }
+}
+
+fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
+    let Some((bus, unit)) = ide_place(&disk.vdev) else { return };
+    let id = &disk.vdev;
+    let mapped = options.disks.get(id).or_else(|| options.disks.get(disk.path.as_ref()?));
+    if let Some(path) = mapped.or(disk.path.as_ref()) {
+        let path = path.replace(',', ",,");
+        let read_only = if disk.writable { "off" } else { "on" };
+        let format = if disk.format.is_empty() { "raw" } else { &disk.format };
+        args.pair(
+            "-drive",
+            format!("file={path},format={format},if=none,id={id},readonly={read_only},cache=writeback"),
+        );
+        let kind = if disk.cdrom { "ide-cd" } else { "ide-hd" };
+        args.pair("-device", format!("{kind},drive={id},bus=ide.{bus},unit={unit}"));
+    } else if disk.cdrom {
+        args.pair("-device", format!("ide-cd,bus=ide.{bus},unit={unit}"));
+    }
+}
+
+/// Bridges of the source that have no counterpart here: their cards are left unconnected.
+pub fn unmapped_bridges<'a>(vm: &'a Vm, options: &'a Options) -> impl Iterator<Item = &'a str> {
+    let bridges = vm.config.nics.iter().filter(|nic| nic.emulated).filter_map(|nic| nic.bridge.as_deref());
+    bridges.filter(|bridge| !options.bridges.contains_key(*bridge))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyperferry_vm_model::{GuestConfig, Nic};
+
+    use super::*;
+
+    fn vm() -> Vm {
+        Vm {
+            config: GuestConfig {
+                name: "d1".into(),
+                memory: 144 << 20,
+                video_memory: 16 << 20,
+                max_vcpus: 2,
+                vga: VgaKind::Std,
+                serial_ports: 1,
+                hpet: true,
+                nics: vec![Nic {
+                    mac: "00:16:3e:01:02:03".into(),
+                    model: "e1000".into(),
+                    bridge: Some("xenbr0".into()),
+                    emulated: true,
+                }],
+                disks: vec![Disk {
+                    vdev: "hda".into(),
+                    path: Some("/a,b".into()),
+                    format: "raw".into(),
+                    writable: true,
+                    cdrom: false,
+                }],
+                ..GuestConfig::default()
+            },
+            memory: MemoryLayout::split(144 << 20, 0xf000_0000),
+            ..Vm::default()
+        }
+    }
+
+    #[test]
+    fn devices_stand_where_libxl_put_them() {
+        let args = command_line(&vm(), &Options::new(Accelerator::Tcg)).join(" ");
+        assert!(args.contains("-device VGA,vgamem_mb=16,addr=02.0,romfile="), "{args}");
+        assert!(
+            args.contains("-device e1000,netdev=net0,mac=00:16:3e:01:02:03,addr=03.0,romfile="),
+            "{args}"
+        );
+        assert!(args.contains("-drive file=/a,,b,format=raw,if=none,id=hda"), "{args}");
+        assert!(args.contains("-m 150994944B"), "{args}");
+        assert!(
+            args.contains("-smp 1,maxcpus=4,sockets=2,cores=1,threads=2 -device max-x86_64-cpu,socket-id=1"),
+            "{args}"
+        );
+    }
+
+    #[test]
+    fn the_platform_device_takes_its_slot() {
+        let mut vm = vm();
+        vm.config.xen_platform = true;
+        let args = command_line(&vm, &Options::new(Accelerator::Kvm)).join(" ");
+        assert!(args.contains("-device VGA,vgamem_mb=16,addr=03.0"), "{args}");
+    }
+
+    #[test]
+    fn memory_splits_where_the_guest_has_its_hole() {
+        // Measured on QEMU 10.0.2, formats/qemu/ram.md.
+        let limit = |size: u64, low: u64| split_limit(&MemoryLayout::split(size, low));
+        assert_eq!(limit(256 << 20, 0xf000_0000), None);
+        assert_eq!(limit(3700 << 20, 0xf000_0000), Some(0xf000_0000));
+        assert_eq!(limit(5 << 30, 0xc000_0000), None);
+        assert_eq!(limit(3 << 30, 2 << 30), Some(2 << 30));
+        assert!(!can_lay_out(&MemoryLayout::split(5 << 30, 0xf000_0000)));
+        assert!(can_lay_out(&MemoryLayout::split(5 << 30, 0xc000_0000)));
+    }
+}

@@ -1,0 +1,193 @@
+//! The domain's configuration: libxl's JSON of `libxl_domain_config` (tools/libs/light/libxl_types.idl).
+//!
+//! A key that is absent has its default; defbools are the strings "True" and "False".
+
+use hyperferry_vm_model::{Disk, GuestConfig, Nic, VgaKind};
+use serde_json::Value;
+
+use crate::{
+    refusal::{self, Policy},
+    report::{Report, Severity},
+};
+
+const STAGE: &str = "Xen -> model";
+const KIB: u64 = 1024;
+
+/// Wire to model.
+pub(super) fn normalise(json: &Value, report: &mut Report) -> GuestConfig {
+    let text = |pointer: &str| json.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let number = |pointer: &str| json.pointer(pointer).and_then(Value::as_u64);
+    let hvm = "/b_info/type.hvm";
+    let flag = |key: &str, default: bool| match json.pointer(&format!("{hvm}/{key}")) {
+        Some(Value::String(value)) => value == "True",
+        Some(Value::Bool(value)) => *value,
+        _ => default,
+    };
+    let build_flag = |key: &str| matches!(json.pointer(&format!("/b_info/{key}")), Some(Value::String(value)) if value == "True");
+    let max_memory = number("/b_info/max_memkb").unwrap_or(0) * KIB;
+    let video_memory = number("/b_info/video_memkb").unwrap_or(0) * KIB;
+    let list = |key: &str| json.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+
+    report
+        .record(STAGE, "xl config")
+        .carried(&[
+            "c_info.name",
+            "c_info.uuid",
+            "b_info.max_vcpus",
+            "b_info.video_memkb",
+            "disks",
+            "nics",
+            "pcidevs",
+        ])
+        .carried(&["type.hvm.vga.kind", "type.hvm.serial", "type.hvm.hpet", "type.hvm.xen_platform_pci"])
+        .carried(&[
+            "type.hvm.mmio_hole_memkb",
+            "type.hvm.viridian_enable",
+            "type.hvm.usbdevice",
+            "nested_hvm",
+        ])
+        .derived("b_info.max_memkb", "memory of the guest is max_memkb - video_memkb")
+        .dropped("b_info.target_memkb", "ballooning ends with the move: the guest keeps what it has")
+        .dropped("b_info.sched_params, on_poweroff, on_reboot, on_crash", "the destination's own to decide");
+    GuestConfig {
+        name: text("/c_info/name").unwrap_or_default(),
+        uuid: text("/c_info/uuid"),
+        memory: max_memory.saturating_sub(video_memory),
+        video_memory,
+        max_vcpus: number("/b_info/max_vcpus").and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+        mmio_hole: number(&format!("{hvm}/mmio_hole_memkb")).filter(|hole| *hole != 0).map(|hole| hole * KIB),
+        vga: match text(&format!("{hvm}/vga/kind")).as_deref() {
+            Some("none") => VgaKind::None,
+            Some("std") => VgaKind::Std,
+            Some("qxl") => VgaKind::Qxl,
+            // libxl's default.
+            _ => VgaKind::Cirrus,
+        },
+        disks: list("disks").iter().map(disk).collect(),
+        nics: list("nics").iter().map(nic).collect(),
+        serial_ports: match json.pointer(&format!("{hvm}/serial")) {
+            Some(Value::String(_)) => 1,
+            _ => list_at(json, &format!("{hvm}/serial_list")).len().try_into().unwrap_or(0),
+        },
+        hpet: flag("hpet", true),
+        xen_platform: flag("xen_platform_pci", true),
+        viridian: flag("viridian", false)
+            || list_at(json, &format!("{hvm}/viridian_enable")).iter().any(|bit| bit != 0),
+        nested: flag("nested_hvm", false) || build_flag("nested_hvm"),
+        usb_devices: text(&format!("{hvm}/usbdevice"))
+            .into_iter()
+            .chain(
+                list_at(json, &format!("{hvm}/usbdevice_list"))
+                    .iter()
+                    .filter_map(|name| name.as_str().map(str::to_owned)),
+            )
+            .collect(),
+        passthrough: list("pcidevs").iter().map(pci_device).collect(),
+    }
+}
+
+fn list_at(json: &Value, pointer: &str) -> Vec<Value> {
+    json.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+fn disk(json: &Value) -> Disk {
+    let text = |key: &str| json.get(key).and_then(Value::as_str).map(str::to_owned);
+    let set = |key: &str| {
+        json.get(key).is_some_and(|value| value.as_u64().is_some_and(|n| n != 0) || value == "True")
+    };
+    Disk {
+        vdev: text("vdev").unwrap_or_default(),
+        path: text("pdev_path").filter(|path| !path.is_empty()),
+        format: text("format").unwrap_or_else(|| "raw".to_owned()),
+        cdrom: set("is_cdrom"),
+        writable: set("readwrite"),
+    }
+}
+
+fn nic(json: &Value) -> Nic {
+    let text = |key: &str| json.get(key).and_then(Value::as_str).map(str::to_owned);
+    Nic {
+        mac: text("mac").unwrap_or_default(),
+        model: text("model").unwrap_or_else(|| "rtl8139".to_owned()),
+        bridge: text("bridge"),
+        emulated: text("nictype").is_none_or(|kind| kind == "vif_ioemu"),
+    }
+}
+
+fn pci_device(json: &Value) -> String {
+    let number = |key: &str| json.get(key).and_then(Value::as_u64).unwrap_or(0);
+    format!("{:04x}:{:02x}:{:02x}.{:x}", number("domain"), number("bus"), number("dev"), number("func"))
+}
+
+/// What can be refused before a page is read.
+pub(super) fn judge(config: &GuestConfig, policy: &Policy, report: &mut Report) {
+    if !config.passthrough.is_empty() {
+        let what = format!("host devices are passed through: {}", config.passthrough.join(", "));
+        policy.refuse(report, refusal::PASSTHROUGH, what, "detach them (xl pci-detach) before the move");
+    }
+    if config.viridian {
+        let what = "the guest is offered Hyper-V enlightenments (viridian)";
+        let remedy = "boot it with viridian=0 before the move";
+        policy.refuse(report, refusal::VIRIDIAN, what, remedy);
+    }
+    if config.nested {
+        let what = "the guest is offered nested virtualization (nestedhvm)";
+        policy.refuse(report, refusal::NESTED, what, "boot it with nestedhvm=0 before the move");
+    }
+    if config.memory == 0 {
+        let what = "the configuration names no memory (b_info.max_memkb)";
+        policy.refuse(report, refusal::MEMORY_LAYOUT, what, "save the guest again with a current xl");
+    }
+    if config.disks.iter().any(|disk| !emulated(disk)) {
+        let what = "disks that are not hda to hdd exist for paravirtual drivers only";
+        let remedy = "boot the guest from emulated disks (hda to hdd) before the move";
+        report.find("pv-disk", Severity::Warning, what, remedy);
+    }
+}
+
+/// Whether a disk has an emulated IDE drive. `xvda` to `xvdd` have one too: libxl makes them the IDE drives.
+fn emulated(disk: &Disk) -> bool {
+    ["hd", "xvd", "sd"].iter().any(|prefix| {
+        disk.vdev
+            .strip_prefix(prefix)
+            .is_some_and(|rest| matches!(rest.chars().next(), Some('a'..='d')) && rest.len() == 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_libxl_writes() {
+        // Keys and values as Xen 4.17 wrote them for a guest with a standard VGA, a disk and a network card.
+        let json = serde_json::json!({
+            "c_info": {"type": "hvm", "name": "d1", "uuid": "5e313d3b-b64e-4073-a921-bc3ff83f2eca"},
+            "b_info": {
+                "max_vcpus": 2, "max_memkb": 163_840, "target_memkb": 163_840, "video_memkb": 16_384,
+                "type.hvm": {"vga": {"kind": "std"}, "serial": "file:/var/log/d1", "xen_platform_pci": "False"},
+            },
+            "disks": [{"pdev_path": "/guest/disk.img", "vdev": "hda", "format": "raw", "readwrite": 1}],
+            "nics": [{"devid": 0, "model": "e1000", "mac": "00:16:3e:01:02:03", "bridge": "xenbr0", "nictype": "vif_ioemu"}],
+        });
+        let config = normalise(&json, &mut Report::default());
+        assert_eq!(config.memory, 144 << 20);
+        assert_eq!((config.vga, config.max_vcpus, config.serial_ports), (VgaKind::Std, 2, 1));
+        assert!(config.hpet && !config.xen_platform);
+        assert_eq!(config.disks[0].path.as_deref(), Some("/guest/disk.img"));
+        assert_eq!((config.nics[0].model.as_str(), config.nics[0].emulated), ("e1000", true));
+    }
+
+    #[test]
+    fn refuses_before_memory_what_cannot_move() {
+        let json = serde_json::json!({
+            "b_info": {"max_memkb": 1024, "nested_hvm": "True"},
+            "pcidevs": [{"domain": 0, "bus": 3, "dev": 0x1f, "func": 2}],
+        });
+        let mut report = Report::default();
+        judge(&normalise(&json, &mut Report::default()), &Policy::default(), &mut report);
+        let names: Vec<_> = report.refusals().map(|finding| finding.name).collect();
+        assert_eq!(names, ["passthrough", "nested"]);
+        assert!(report.findings[0].what.contains("0000:03:1f.2"));
+    }
+}

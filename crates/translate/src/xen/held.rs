@@ -1,0 +1,74 @@
+use std::collections::BTreeMap;
+
+use hyperferry_vm_model::PAGE_SIZE;
+
+/// Pages outside RAM, kept until the state tells what they are: video memory, ACPI tables, Xen's own pages.
+///
+/// Pages of zeros are not kept: that is what every place they may go to starts with.
+#[derive(Clone, Debug, Default)]
+pub struct HeldPages {
+    pages: BTreeMap<u64, Box<[u8]>>,
+    overflow: Option<u64>,
+}
+
+/// Most pages kept, 24 MiB: 16 MiB of video memory, option ROMs, ACPI tables, and Xen's own pages, with room.
+const LIMIT: usize = 6144;
+
+impl HeldPages {
+    /// Keeps a page; a later one takes the place of an earlier one.
+    pub(crate) fn put(&mut self, pfn: u64, page: &[u8]) {
+        if page.iter().all(|byte| *byte == 0) {
+            self.pages.remove(&pfn);
+        } else if self.pages.len() < LIMIT {
+            self.pages.insert(pfn, page.into());
+        } else {
+            self.overflow.get_or_insert(pfn);
+        }
+    }
+
+    /// The first page for which there was no room.
+    pub(crate) fn overflow(&self) -> Option<u64> {
+        self.overflow
+    }
+
+    /// A page, if it came and is not all zeros.
+    pub fn page(&self, pfn: u64) -> Option<&[u8]> {
+        self.pages.get(&pfn).map(AsRef::as_ref)
+    }
+
+    /// The pages and their numbers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pages.iter().map(|(pfn, page)| (*pfn, page.as_ref()))
+    }
+
+    /// The pages that lie in a range of guest-physical addresses.
+    pub fn range(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        self.pages.range(start / PAGE_SIZE..end.div_ceil(PAGE_SIZE)).map(|(pfn, page)| (*pfn, page.as_ref()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_copy_counts_and_zeros_take_no_room() {
+        let mut held = HeldPages::default();
+        held.put(7, &[1; 4096]);
+        held.put(7, &[2; 4096]);
+        held.put(8, &[0; 4096]);
+        assert_eq!(held.page(7).unwrap()[0], 2);
+        assert_eq!(held.iter().count(), 1);
+        held.put(7, &[0; 4096]);
+        assert_eq!(held.iter().count(), 0);
+    }
+
+    #[test]
+    fn there_is_an_end_to_it() {
+        let mut held = HeldPages::default();
+        for pfn in 0..=LIMIT as u64 {
+            held.put(pfn, &[1; 4096]);
+        }
+        assert_eq!(held.overflow(), Some(LIMIT as u64));
+    }
+}

@@ -1,0 +1,218 @@
+//! From a Xen stream to the model: drives the components over the stream's records.
+//!
+//! ```text
+//! open   xl header, libxl header, libxc headers, static data     -> outline: configuration, layout, CPUID
+//! pump   PAGE_DATA …                                             -> pages, in batches, as they come
+//!        X86_TSC_INFO, HVM_CONTEXT, HVM_PARAMS, EMULATOR_CONTEXT -> the model, and the pages outside RAM
+//! ```
+
+mod config;
+mod held;
+mod records;
+
+use std::io::Read;
+
+use hyperferry_vm_model::{CpuidLeaf, MemoryLayout, MsrPolicyEntry, PAGE_SIZE, Vm};
+use hyperferry_wire::PAGE_SIZE as PAGE;
+use hyperferry_xen_stream::{Event, StreamReader, libxc, libxl};
+
+pub use self::held::HeldPages;
+use self::records::StateRecords;
+use crate::{
+    Error, Result,
+    refusal::{self, Policy},
+    report::{Report, Severity},
+};
+
+const STAGE: &str = "Xen -> model";
+/// Where libxl puts the hole for devices unless told otherwise (tools/include/xen/hvm/e820.h, HVM_BELOW_4G_MMIO_START).
+const DEFAULT_LOW_LIMIT: u64 = 0xf000_0000;
+const FOUR_GIB: u64 = 1 << 32;
+
+/// A Xen stream that is being read.
+#[derive(Debug)]
+pub struct Intake<R: Read> {
+    reader: StreamReader<R>,
+    vm: Vm,
+    report: Report,
+    policy: Policy,
+    held: HeldPages,
+    records: StateRecords,
+    pages: u64,
+}
+
+/// What a stream leaves behind: the model, the pages outside RAM, and the account of it all.
+#[derive(Debug)]
+pub struct Taken {
+    /// The VM.
+    pub vm: Vm,
+    /// Pages outside RAM: video memory, ACPI tables, Xen's own.
+    pub held: HeldPages,
+    /// What became of every record.
+    pub report: Report,
+    /// Pages read, counting a page that came twice twice.
+    pub pages: u64,
+}
+
+impl<R: Read> Intake<R> {
+    /// Reads what comes before memory, and refuses what can be refused by then.
+    pub fn open(reader: StreamReader<R>, policy: Policy) -> Result<Self> {
+        let mut intake = Self {
+            reader,
+            vm: Vm::default(),
+            report: Report::default(),
+            policy,
+            held: HeldPages::default(),
+            records: StateRecords::default(),
+            pages: 0,
+        };
+        intake.read_outline()?;
+        Error::unless_allowed(&intake.report)?;
+        Ok(intake)
+    }
+
+    /// What is known before memory: configuration, memory layout, CPUID policy.
+    pub fn outline(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// What there is to say so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn read_outline(&mut self) -> Result<()> {
+        let mut version = 3;
+        loop {
+            let Some(event) = self.reader.next_event()? else { return Ok(()) };
+            match event {
+                Event::XlHeader(header) => {
+                    let json = header.config()?;
+                    self.vm.config = config::normalise(&json, &mut self.report);
+                    let hole = self.vm.config.mmio_hole;
+                    let low_limit = hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
+                    self.vm.memory = MemoryLayout::split(self.vm.config.memory, low_limit);
+                    config::judge(&self.vm.config, &self.policy, &mut self.report);
+                }
+                Event::ImageHeader(header) => version = header.version,
+                Event::DomainHeader(header) => {
+                    self.vm.origin = format!("Xen {}.{}", header.xen_major, header.xen_minor);
+                    if header.domain_type != libxc::DomainType::HVM {
+                        let what = "this is a PV domain: its kernel calls Xen instead of using hardware";
+                        let remedy =
+                            "only HVM domains can move; convert the guest to HVM on the Xen host first";
+                        self.policy.refuse(&mut self.report, refusal::DOMAIN_TYPE, what, remedy);
+                        return Ok(());
+                    }
+                    // Version 2 has no static data: memory comes next.
+                    if version < 3 {
+                        return Ok(());
+                    }
+                }
+                Event::Libxc(libxc::Record::X86CpuidPolicy(record)) => {
+                    let leaf = |leaf: &libxc::CpuidLeaf| CpuidLeaf {
+                        leaf: leaf.leaf,
+                        subleaf: (leaf.subleaf != libxc::CpuidLeaf::NO_SUBLEAF).then_some(leaf.subleaf),
+                        eax: leaf.a,
+                        ebx: leaf.b,
+                        ecx: leaf.c,
+                        edx: leaf.d,
+                    };
+                    self.vm.cpuid.leaves = record.leaves.iter().map(leaf).collect();
+                    self.report.record(STAGE, "X86_CPUID_POLICY").carried(&["leaves"]);
+                }
+                Event::Libxc(libxc::Record::X86MsrPolicy(record)) => {
+                    let entry =
+                        |entry: &libxc::MsrEntry| MsrPolicyEntry { index: entry.idx, value: entry.val };
+                    self.vm.cpuid.msrs = record.msrs.iter().map(entry).collect();
+                    self.report.record(STAGE, "X86_MSR_POLICY").carried(&["msrs"]);
+                }
+                Event::Libxc(libxc::Record::StaticDataEnd) => return Ok(()),
+                Event::Libxc(record) => self.records.libxc(record, &self.policy, &mut self.report),
+                Event::Libxl(record) => self.records.libxl(record, &self.policy, &mut self.report),
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads the rest of the stream: `page_lane` gets the guest-physical addresses of RAM pages and the pages.
+    pub fn pump(mut self, mut page_lane: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Taken> {
+        let mut addresses = Vec::with_capacity(libxc::PAGES_PER_CHUNK);
+        while let Some(event) = self.reader.next_event()? {
+            match event {
+                Event::Pages(chunk) => {
+                    self.pages += chunk.entries.len() as u64;
+                    route(&chunk, &self.vm.memory, &mut self.held, &mut addresses, &mut page_lane)?;
+                    let Some(pfn) = self.held.overflow() else { continue };
+                    refuse_layout(pfn, &self.vm, &self.policy, &mut self.report);
+                }
+                Event::Libxl(libxl::Record::EmulatorContext(record)) => {
+                    let end = self.reader.offset();
+                    self.records.emulator_context(&record, end, &mut self.report)?;
+                }
+                Event::Libxc(record) => self.records.libxc(record, &self.policy, &mut self.report),
+                Event::Libxl(record) => self.records.libxl(record, &self.policy, &mut self.report),
+                _ => continue,
+            }
+            Error::unless_allowed(&self.report)?;
+        }
+        let note = format!("{} pages", self.pages);
+        self.report.record(STAGE, "PAGE_DATA").carried(&["pages"]).derived("pfn", note);
+        self.records.finish(&mut self.vm, &self.held, &self.policy, &mut self.report)?;
+        Error::unless_allowed(&self.report)?;
+        Ok(Taken { vm: self.vm, held: self.held, report: self.report, pages: self.pages })
+    }
+}
+
+/// Sends the pages of one chunk on their way: RAM to the page lane in as few pieces as can be, the rest aside.
+fn route(
+    chunk: &libxc::PageChunk<'_>,
+    layout: &MemoryLayout,
+    held: &mut HeldPages,
+    addresses: &mut Vec<u64>,
+    page_lane: &mut impl FnMut(&[u64], &[u8]) -> Result<()>,
+) -> Result<()> {
+    addresses.clear();
+    let mut start = 0;
+    for (index, entry) in chunk.entries.iter().enumerate() {
+        let address = entry.pfn().saturating_mul(PAGE_SIZE);
+        if layout.ram_offset(address).is_some() {
+            addresses.push(address);
+            continue;
+        }
+        if let Some(data) = chunk.data.get(start * PAGE..index * PAGE).filter(|data| !data.is_empty()) {
+            page_lane(addresses, data)?;
+        }
+        addresses.clear();
+        start = index + 1;
+        if let Some(page) = chunk.data.get(index * PAGE..start * PAGE) {
+            held.put(entry.pfn(), page);
+        }
+    }
+    match chunk.data.get(start * PAGE..).filter(|data| !data.is_empty()) {
+        Some(data) => page_lane(addresses, data),
+        None => Ok(()),
+    }
+}
+
+/// Memory lies where the configuration does not say it does.
+fn refuse_layout(pfn: u64, vm: &Vm, policy: &Policy, report: &mut Report) {
+    let what = format!(
+        "page {:#x} holds memory outside the guest's RAM (below {:#x}, and from 4 GiB to {:#x})",
+        pfn.saturating_mul(PAGE_SIZE),
+        vm.memory.low_end,
+        vm.memory.high_end
+    );
+    let remedy = "the firmware moved RAM to make room for devices: set mmio_hole in the guest's configuration, \
+                  boot it again, and move it then";
+    policy.refuse(report, refusal::MEMORY_LAYOUT, what, remedy);
+}
+
+/// A stream without CPUID policy leaves the CPU model to the user.
+fn note_missing_policy(vm: &Vm, report: &mut Report) {
+    if vm.cpuid.leaves.is_empty() {
+        let what = "the stream has no CPUID policy (it comes from a Xen older than 4.14)";
+        let remedy = "name the CPU model yourself with --cpu, the one the guest was booted on";
+        report.find("cpuid-missing", Severity::Warning, what, remedy);
+    }
+}
