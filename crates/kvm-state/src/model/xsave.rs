@@ -1,0 +1,210 @@
+//! x87, SSE, AVX, MPX, AVX-512, protection keys: the model's registers and the components of an XSAVE area.
+//!
+//! KVM keeps the x87 registers in the order of the stack (FXSAVE), as the model does; the tag byte counts physical
+//! registers on both sides. A component whose XSTATE_BV bit is 0 has its initial values, whatever bytes it holds.
+
+use hyperferry_vm_model::{Avx512, Fpu, Mpx, Vcpu, Vectors};
+
+use crate::fate::Fates;
+use crate::state::{KvmVcpu, Xsave};
+use crate::{Error, Result};
+
+const X87: u64 = 1 << 0;
+const SSE: u64 = 1 << 1;
+const AVX: u64 = 1 << 2;
+const BNDREGS: u64 = 1 << 3;
+const BNDCSR: u64 = 1 << 4;
+const OPMASK: u64 = 1 << 5;
+const ZMM_HIGH: u64 = 1 << 6;
+const ZMM_16_31: u64 = 1 << 7;
+const PKRU: u64 = 1 << 9;
+/// Components that the model has names for.
+const NAMED: u64 = 0x2ff;
+/// MXCSR after reset.
+const MXCSR_INITIAL: u32 = 0x1f80;
+
+pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
+    let Fpu { fcw, fsw, ftw, fop, fip, fdp, st, mxcsr } = vcpu.fpu;
+    fates.carried(&["fpu", "vectors", "avx512", "mpx", "pkru"], "xsave");
+    let state = Xsave {
+        fcw: fcw.into(),
+        fsw: fsw.into(),
+        ftw: ftw.into(),
+        fop: fop.into(),
+        fip,
+        fdp,
+        mxcsr,
+        // KVM ignores it: the CPU has its own.
+        mxcsr_mask: 0,
+        st: st.map(|bytes| {
+            let mut wide = [0; 16];
+            wide.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+            u128::from_le_bytes(wide)
+        }),
+        xmm: vcpu.vectors.xmm.map(u128::from_le_bytes),
+        xstate_bv: vcpu.xstate_bv,
+        ymm_high: Some(vcpu.vectors.ymm_high.map(u128::from_le_bytes)),
+        bndregs: vcpu.mpx.map(|mpx| mpx.bounds),
+        bndcsr: vcpu.mpx.map(|mpx| [mpx.bndcfgu, mpx.bndstatus]),
+        opmask: vcpu.avx512.as_ref().map(|avx512| avx512.opmask),
+        zmm_high: vcpu.avx512.as_ref().map(|avx512| avx512.zmm_high.map(halves)),
+        zmm_16_31: vcpu.avx512.as_ref().map(|avx512| {
+            avx512.zmm_16_31.map(|[low, high]| {
+                let ([a, b], [c, d]) = (halves(low), halves(high));
+                [a, b, c, d]
+            })
+        }),
+        pkru: vcpu.pkru,
+        other: Vec::new(),
+    };
+    let used = in_use(vcpu);
+    if used & !state.xstate_bv == 0 {
+        fates.carried(&["xstate_bv"], "xsave.xstate_bv");
+    } else {
+        let note = format!("components {:#x} hold values: set to {:#x}", used, state.xstate_bv | used);
+        fates.derived("xstate_bv", note);
+    }
+    Xsave { xstate_bv: state.xstate_bv | used, ..state }
+}
+
+/// Components whose registers differ from their initial values: KVM would not look at them without their bits.
+fn in_use(vcpu: &Vcpu) -> u64 {
+    let initial = Fpu { mxcsr: vcpu.fpu.mxcsr, ..Fpu::default() };
+    let bit = |used: bool, bit: u64| if used { bit } else { 0 };
+    bit(vcpu.fpu != initial, X87)
+        // MXCSR belongs to SSE: without the bit KVM does not take it.
+        | bit(vcpu.vectors.xmm != [[0; 16]; 16] || vcpu.fpu.mxcsr != MXCSR_INITIAL, SSE)
+        | bit(vcpu.vectors.ymm_high != [[0; 16]; 16], AVX)
+        | vcpu.mpx.map_or(0, |mpx| {
+            bit(mpx.bounds != [[0; 2]; 4], BNDREGS) | bit(mpx.bndcfgu != 0 || mpx.bndstatus != 0, BNDCSR)
+        })
+        | vcpu.avx512.as_ref().map_or(0, |avx512| {
+            bit(avx512.opmask != [0; 8], OPMASK)
+                | bit(avx512.zmm_high != [[0; 32]; 16], ZMM_HIGH)
+                | bit(avx512.zmm_16_31 != [[[0; 32]; 2]; 16], ZMM_16_31)
+        })
+        | bit(vcpu.pkru.is_some_and(|pkru| pkru != 0), PKRU)
+}
+
+/// Fills the model's registers from the area.
+pub(super) fn normalise(from: &KvmVcpu, vcpu: &mut Vcpu, fates: &mut Fates) -> Result<()> {
+    let area = &from.xsave;
+    let set = |bit: u64| area.xstate_bv & bit != 0;
+    fates.carried(&["xsave"], "fpu, vectors, avx512, mpx, pkru, xstate_bv");
+    fates.dropped("xsave.mxcsr_mask", "a fact of the host's CPU");
+    vcpu.fpu = if set(X87) { normalise_x87(area)? } else { Fpu::default() };
+    vcpu.fpu.mxcsr = if set(SSE | AVX) { area.mxcsr } else { MXCSR_INITIAL };
+    vcpu.vectors = Vectors {
+        xmm: if set(SSE) { area.xmm.map(u128::to_le_bytes) } else { Default::default() },
+        ymm_high: area
+            .ymm_high
+            .filter(|_| set(AVX))
+            .map(|high| high.map(u128::to_le_bytes))
+            .unwrap_or_default(),
+    };
+    vcpu.mpx = (area.bndregs.is_some() || area.bndcsr.is_some()).then(|| {
+        let [bndcfgu, bndstatus] = area.bndcsr.filter(|_| set(BNDCSR)).unwrap_or_default();
+        Mpx { bounds: area.bndregs.filter(|_| set(BNDREGS)).unwrap_or_default(), bndcfgu, bndstatus }
+    });
+    let avx512 = area.opmask.is_some() || area.zmm_high.is_some() || area.zmm_16_31.is_some();
+    vcpu.avx512 = avx512.then(|| Avx512 {
+        opmask: area.opmask.filter(|_| set(OPMASK)).unwrap_or_default(),
+        zmm_high: area.zmm_high.filter(|_| set(ZMM_HIGH)).unwrap_or_default().map(whole),
+        zmm_16_31: area.zmm_16_31.filter(|_| set(ZMM_16_31)).map_or_else(Default::default, |registers| {
+            registers.map(|[a, b, c, d]| [whole([a, b]), whole([c, d])])
+        }),
+    });
+    vcpu.pkru = area.pkru.map(|pkru| if set(PKRU) { pkru } else { 0 });
+    vcpu.xstate_bv = area.xstate_bv & NAMED;
+    for component in &area.other {
+        let note = format!("component {} has no place in the model", component.number);
+        fates.dropped("xsave.other", note);
+    }
+    if area.xstate_bv & !NAMED != 0 {
+        fates.dropped(
+            "xsave.xstate_bv",
+            format!("bits {:#x}: no place in the model", area.xstate_bv & !NAMED),
+        );
+    }
+    Ok(())
+}
+
+fn normalise_x87(area: &Xsave) -> Result<Fpu> {
+    let word = |name: &str, value: u32| {
+        u16::try_from(value)
+            .map_err(|_| Error::field(format!("xsave.{name}"), format!("{value:#x}"), "16 bits"))
+    };
+    let ftw = u8::try_from(area.ftw)
+        .map_err(|_| Error::field("xsave.ftw", format!("{:#x}", area.ftw), "the abridged byte, 8 bits"))?;
+    Ok(Fpu {
+        fcw: word("fcw", area.fcw)?,
+        fsw: word("fsw", area.fsw)?,
+        ftw,
+        fop: word("fop", area.fop)?,
+        fip: area.fip,
+        fdp: area.fdp,
+        st: area.st.map(|register| {
+            let mut bytes = [0; 10];
+            bytes.iter_mut().zip(register.to_le_bytes()).for_each(|(place, byte)| *place = byte);
+            bytes
+        }),
+        mxcsr: area.mxcsr,
+    })
+}
+
+/// Low and high half of 32 bytes.
+fn halves(bytes: [u8; 32]) -> [u128; 2] {
+    let half = |from: usize| {
+        let mut half = [0; 16];
+        half.iter_mut().zip(bytes.iter().skip(from)).for_each(|(place, byte)| *place = *byte);
+        u128::from_le_bytes(half)
+    };
+    [half(0), half(16)]
+}
+
+fn whole(halves: [u128; 2]) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes
+        .iter_mut()
+        .zip(halves.iter().flat_map(|half| half.to_le_bytes()))
+        .for_each(|(place, byte)| *place = byte);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_bytes_of_unused_components_are_not_state() {
+        let area = Xsave {
+            fcw: 0x27f,
+            mxcsr: 0x9fc0,
+            st: [7; 8],
+            xmm: [8; 16],
+            ymm_high: Some([9; 16]),
+            pkru: Some(4),
+            xstate_bv: AVX,
+            ..Xsave::default()
+        };
+        let mut vcpu = Vcpu::default();
+        normalise(&KvmVcpu { xsave: area, ..KvmVcpu::default() }, &mut vcpu, &mut Fates::default()).unwrap();
+        assert_eq!(vcpu.fpu, Fpu { mxcsr: 0x9fc0, ..Fpu::default() });
+        assert_eq!(vcpu.vectors.xmm, [[0; 16]; 16]);
+        assert_eq!(vcpu.vectors.ymm_high[3], 9_u128.to_le_bytes());
+        assert_eq!(vcpu.pkru, Some(0));
+    }
+
+    #[test]
+    fn registers_in_use_set_their_bits() {
+        let mut vcpu = Vcpu { xstate_bv: 0, ..Vcpu::default() };
+        assert_eq!(localise(&vcpu, &mut Fates::default()).xstate_bv, 0);
+        vcpu.fpu.mxcsr = 0x9f80;
+        assert_eq!(localise(&vcpu, &mut Fates::default()).xstate_bv, SSE);
+        vcpu.fpu.fcw = 0x27f;
+        vcpu.pkru = Some(1);
+        let mut fates = Fates::default();
+        assert_eq!(localise(&vcpu, &mut fates).xstate_bv, X87 | SSE | PKRU);
+        assert!(fates.into_list().iter().any(|fate| fate.fate == crate::Fate::Derived));
+    }
+}
