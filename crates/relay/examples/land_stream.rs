@@ -34,11 +34,11 @@ async fn land(launch: &Launch, file: &str, progress: Progress) -> Result<(), Box
     eprintln!("QEMU {} waits, process {}", waiting.version(), waiting.id().unwrap_or_default());
     let mut input = open_input(file)?;
     let (loaded, bytes) = waiting.load(move |stream| io::copy(&mut input.reader, stream)).await?;
-    let running = loaded.resume().await?;
+    let mut running = loaded.resume().await?;
     eprintln!("the guest runs, after {bytes} bytes and {:?}", running.started_in());
     match running.follow(Some(Duration::from_secs(3600))).await? {
         Outcome::Ended { status, reason, .. } => eprintln!("QEMU ended: {status}, {reason:?}"),
-        Outcome::StillRunning(running) => eprintln!("the guest goes on in process {:?}", running.release()),
+        Outcome::StillRunning => eprintln!("the guest goes on in process {:?}", running.release()),
     }
     Ok(())
 }

@@ -86,6 +86,11 @@ impl Waiting {
         self.qemu.id()
     }
 
+    /// The QEMU, for commands of the caller's own.
+    pub fn qemu(&mut self) -> &mut Process {
+        &mut self.qemu
+    }
+
     /// Lets `produce` write the stream into QEMU and waits until QEMU has loaded it. The guest does not run yet.
     ///
     /// `produce` runs on a thread of its own and may block. If it fails, its error comes back as [`Error::Stream`];
@@ -104,6 +109,8 @@ impl Waiting {
         self.qemu.execute(WAITING, "migrate-incoming", json!({ "uri": "fd:hyperferry" })).await?;
         self.progress.enter(Phase::Stream);
 
+        // Ours to the end: a producer that fails must not end the stream before it could say why.
+        let held = ours.try_clone().map_err(Error::system("holding the stream"))?;
         let broken = Arc::new(AtomicBool::new(false));
         let metered = Metered { inner: ours, progress: self.progress.clone(), broken: Arc::clone(&broken) };
         let lane = lane::spawn("stream", move || {
@@ -117,6 +124,7 @@ impl Waiting {
             // A producer may be waiting for its own source, and would not notice a QEMU that is gone.
             error = refusal(&mut self.qemu) => return Err(error),
         };
+        drop(held);
         let made = match made {
             Ok(made) => made,
             Err(_) if broken.load(Ordering::Acquire) => {
@@ -166,7 +174,7 @@ impl Loaded {
             }
         }
         self.progress.enter(Phase::Running);
-        Ok(Running { qemu: self.qemu, progress: self.progress, started_in: began.elapsed() })
+        Ok(Running { qemu: self.qemu, progress: self.progress, started_in: began.elapsed(), reason: None })
     }
 
     /// The QEMU, for commands of the caller's own.
@@ -181,10 +189,12 @@ pub struct Running {
     qemu: Process,
     progress: Progress,
     started_in: Duration,
+    /// Why QEMU is about to end, once it has said so.
+    reason: Option<String>,
 }
 
 /// How following a guest came to its end.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// QEMU ended: the guest shut down, or QEMU was told to.
     Ended {
@@ -196,7 +206,7 @@ pub enum Outcome {
         stderr: String,
     },
     /// The time was over and the guest still runs.
-    StillRunning(Box<Running>),
+    StillRunning,
 }
 
 impl Running {
@@ -215,23 +225,22 @@ impl Running {
         &mut self.qemu
     }
 
-    /// Stays until QEMU ends, or until the time is over.
-    pub async fn follow(mut self, limit: Option<Duration>) -> Result<Outcome> {
+    /// Stays until QEMU ends, or until the time is over. May be dropped and called again.
+    pub async fn follow(&mut self, limit: Option<Duration>) -> Result<Outcome> {
         let deadline = limit.map(|limit| Instant::now() + limit);
-        let mut reason = None;
         loop {
             let event = tokio::select! {
                 event = self.qemu.next_event(RUNNING) => event,
-                () = until(deadline) => return Ok(Outcome::StillRunning(Box::new(self))),
+                () = until(deadline) => return Ok(Outcome::StillRunning),
             };
             match event {
                 Ok(event) if event.name == "SHUTDOWN" => {
-                    reason = event.data.get("reason").and_then(Value::as_str).map(str::to_owned);
+                    self.reason = event.data.get("reason").and_then(Value::as_str).map(str::to_owned);
                 }
                 Ok(_) => {}
                 Err(Error::Ended { status, stderr, .. }) => {
                     self.progress.enter(Phase::Done);
-                    return Ok(Outcome::Ended { status, reason, stderr });
+                    return Ok(Outcome::Ended { status, reason: self.reason.take(), stderr });
                 }
                 Err(error) => return Err(error),
             }

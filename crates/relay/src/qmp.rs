@@ -74,7 +74,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// QEMU's version, as its greeting states it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// First number.
     pub major: u32,
@@ -146,9 +146,14 @@ pub struct Client {
 impl Client {
     /// Reads the greeting and negotiates.
     pub async fn handshake(socket: UnixStream) -> Result<Self> {
-        let version = Version { major: 0, minor: 0, micro: 0, package: String::new() };
-        let mut client =
-            Self { socket, received: Vec::new(), searched: 0, events: VecDeque::new(), version, last_id: 0 };
+        let mut client = Self {
+            socket,
+            received: Vec::new(),
+            searched: 0,
+            events: VecDeque::new(),
+            version: Version::default(),
+            last_id: 0,
+        };
         let deadline = Instant::now() + COMMAND_TIMEOUT;
         let greeting = timeout_at(deadline, client.message("the greeting"))
             .await

@@ -42,16 +42,13 @@ async fn a_saved_guest_goes_on_where_it_was() {
         assert_eq!(state, "paused");
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "the guest ran before it was told to");
-        let running = loaded.resume().await.unwrap();
+        let mut running = loaded.resume().await.unwrap();
         println!("{:?} from cont to running", running.started_in());
         until_says(&log, "No bootable device").await;
         assert!(!std::fs::read_to_string(&log).unwrap().contains("SeaBIOS (version"), "it began anew");
 
-        let Outcome::StillRunning(mut running) =
-            running.follow(Some(Duration::from_millis(50))).await.unwrap()
-        else {
-            panic!("QEMU ended");
-        };
+        let outcome = running.follow(Some(Duration::from_millis(50))).await.unwrap();
+        assert_eq!(outcome, Outcome::StillRunning);
         running.qemu().execute("test", "quit", json!({})).await.unwrap();
         let outcome = running.follow(None).await.unwrap();
         let Outcome::Ended { status, reason, .. } = outcome else { panic!("{outcome:?}") };
@@ -194,6 +191,34 @@ async fn options_that_are_ours_to_give_are_refused() {
     let launch = hyperferry_relay::qemu::Launch::new("/nowhere/qemu", ["-incoming", "tcp::1"]);
     let error = Waiting::start(&launch, Progress::silent()).await.unwrap_err().to_string();
     assert!(error.starts_with("QEMU option -incoming: where the stream comes from"), "{error}");
+}
+
+#[tokio::test]
+async fn a_serial_line_may_go_to_our_standard_output() {
+    for program in qemus() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "run_firmware_on_the_console", "--ignored", "--nocapture"])
+            .env("PROGRAM", &program)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("SeaBIOS (version"), "{text}");
+    }
+}
+
+/// A program of its own, whose standard output can be read; run by the test above.
+#[tokio::test]
+#[ignore = "run by another test"]
+async fn run_firmware_on_the_console() {
+    let Some(program) = std::env::var_os("PROGRAM") else { return };
+    let line =
+        format!("{MACHINE} -accel tcg -chardev stdio,id=log -device isa-debugcon,iobase=0x402,chardev=log");
+    let launch = launch(program.as_ref(), &line).with_console();
+    let template = capture(&launch, &Progress::silent()).await.unwrap().content;
+    let waiting = Waiting::start(&launch, Progress::silent()).await.unwrap();
+    let (loaded, ()) = waiting.load(move |out| out.write_all(&template)).await.unwrap();
+    let mut running = loaded.resume().await.unwrap();
+    running.follow(Some(Duration::from_secs(1))).await.unwrap();
 }
 
 /// A program of its own, as a user would stop it; run by the test below.
