@@ -9,8 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::{BoxError, Error, Result};
 
-/// The step in which a lane moves bytes.
-pub(crate) const STEP: usize = 1 << 20;
+/// The step in which bytes are moved: what was read is still in the processor's cache when it is written.
+///
+/// Measured with `examples/copy_speed.rs`: 128 and 256 KiB are the fastest, 1 MiB loses up to half.
+pub(crate) const STEP: usize = 256 << 10;
 
 /// A running lane.
 pub(crate) struct Lane<T>(oneshot::Receiver<std::result::Result<T, BoxError>>);
