@@ -35,8 +35,16 @@ async fn a_template_is_a_whole_stream_of_the_machine_asked_for() {
     }
 }
 
-/// How many bytes differ, once both are as long: the real-time clock may have moved on, nothing else.
+/// Which bytes of the device state differ; where the clock has moved on, some do.
+///
+/// The list of memory blocks, at the beginning, must be the same. Pages are sent in as many sections as time allows.
 fn differences(one: &[u8], other: &[u8]) -> Vec<usize> {
+    assert_eq!(one[..256], other[..256]);
+    let devices = |stream: &[u8]| {
+        let first = stream.windows(10).position(|bytes| bytes == b"\x05timer\0\0\0\0").unwrap();
+        stream[first..].to_vec()
+    };
+    let (one, other) = (devices(one), devices(other));
     assert_eq!(one.len(), other.len());
     (0..one.len()).filter(|index| one[*index] != other[*index]).collect()
 }
