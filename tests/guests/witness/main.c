@@ -21,7 +21,7 @@ static void judge(const char *what, int index, u64 found, u64 wanted, bool is_no
             say("%u", (u64)index);
         say(" found=0x%x wanted=0x%x %s\n", found, wanted, found == wanted ? "ok" : is_note ? "noted" : "BAD");
     }
-    if (found == wanted)
+    if (found == wanted || skipped(what))
         return;
     u32 in = c->failures_in;
     if (in - c->failures_out >= FAILURES) {
@@ -80,6 +80,8 @@ void run_checks(struct cpu *c) {
             s->spoil(c);
         if (s->check)
             s->check(c);
+        if (c->index == 0)
+            pm_now();                          // a slow round must not outlast the timer's 4.6 s
         irq_on();
     }
     if (c->index == 0)
@@ -192,9 +194,10 @@ void boot_processor(void) {
     say("START version=1 hypervisor=%s ram_top=0x%x apic_id=%u cmdline=%s\n", machine.hypervisor[0] ? machine.hypervisor : "none", machine.ram_top,
         (u64)c->apic_id, opt.line);
     machine.cpu_count = 1;
+    measure_io();
     set_subjects(c);
     calibrate();
-    say("RATES tsc_per_million_pm=%u tsc_khz=%u lapic_hz=%u hpet_period_fs=%u pm_port=0x%x xcr0=0x%x breakpoints=%u limits=%u\n", machine.tsc_per_pm_x1e6,
+    say("RATES io_ns=%u tsc_per_million_pm=%u tsc_khz=%u lapic_hz=%u hpet_period_fs=%u pm_port=0x%x xcr0=0x%x breakpoints=%u limits=%u\n", machine.io_ns, machine.tsc_per_pm_x1e6,
         machine.tsc_per_pm_x1e6 * (PM_HZ / 1000) / 1000000, machine.lapic_hz[0], machine.hpet_period_fs, (u64)machine.pm_timer, machine.xcr0,
         (u64)c->breakpoints_fire, (u64)c->limits_count);
     lapic_timer_start(c);

@@ -100,6 +100,8 @@ static bool offered(u32 at) {
 static void msrs_set(struct cpu *c) {
     for (u32 i = 0; i < MSRS; i++) {
         u64 want = msrs[i].want(c, msrs[i].at), found;
+        if (skipped(msrs[i].what))
+            continue;
         if (offered(msrs[i].at) && try_wrmsr(msrs[i].at, want) && try_rdmsr(msrs[i].at, &found) &&
             (found == want || (msrs[i].at == 0x3b && found)))
             c->msrs_held[i / 64] |= 1ull << i % 64;

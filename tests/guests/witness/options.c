@@ -12,6 +12,20 @@ bool same(const char *a, const char *b) {
     return *a == *b;
 }
 
+// skip= is a list of names parted by commas.
+bool skipped(const char *what) {
+    for (const char *s = opt.skip; *s;) {
+        const char *w = what;
+        while (*w && *w == *s)
+            w++, s++;
+        if (!*w && (!*s || *s == ','))
+            return true;
+        while (*s && *s++ != ',')
+            ;
+    }
+    return false;
+}
+
 // The position of `value` in a list of names separated by '|', -1 when it is none of them.
 static int choice(const char *value, const char *names) {
     for (int n = 0;; n++) {
@@ -66,7 +80,12 @@ static bool read_option(const char *name, char *value) {
     NUMBER("mem", mem_mb, 0, 3000)
     NUMBER("beat", beat_ms, 10, 2000)
     NUMBER("cpus", cpus, 1, CPUS_MAX)
-    NUMBER("slice", pci_slice, 0, 256)
+    NUMBER("slice", slice, 0, 4096)
+    if (same(name, "skip")) {
+        for (u32 i = 0; value[i] && i < sizeof(opt.skip) - 1; i++)
+            opt.skip[i] = value[i];
+        return true;
+    }
     if (same(name, "break")) {                 // NAME or NAME@BEAT
         u32 i = 0;
         while (value[i] && value[i] != '@' && i < sizeof(opt.break_name) - 1)

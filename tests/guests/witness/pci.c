@@ -57,21 +57,20 @@ static void pci_check(struct cpu *c) {
     static u32 next, newcomer;
     (void)c;
     check("pci_address", -1, in32(ADDRESS), ADDRESS_HELD);
-    u32 all = function_count * IN_THE_PICTURE, todo = opt.pci_slice && opt.pci_slice < all ? opt.pci_slice : all;
-    for (; todo; todo--, next = (next + 1) % all) {
+    u32 all = function_count * IN_THE_PICTURE;
+    for (u32 todo = share(all); todo; todo--, next = (next + 1) % all) {
         u32 f = next / IN_THE_PICTURE, reg = 4 * (next % IN_THE_PICTURE), slot = functions[f].slot;
         u32 found = steady(reg, pci_read(slot, reg)), wanted = functions[f].picture[reg / 4];
         // The index reads as slot * 1000 + register, both decimal.
         (machine_specific(slot, reg) ? note : check)("pci", slot * 1000 + reg, found, wanted);
     }
-    // Somebody new in the machine? Two devices a beat.
-    for (u32 n = 0; n < 2; n++, newcomer = (newcomer + 1) % 32) {
-        bool known = false;
-        for (u32 f = 0; f < function_count; f++)
-            known |= functions[f].slot == newcomer * 8;
-        if (!known)
-            note("pci_newcomer", newcomer, pci_read(newcomer * 8, 0), 0xffffffff);
-    }
+    // Somebody new in the machine? One device a beat.
+    bool known = false;
+    for (u32 f = 0; f < function_count; f++)
+        known |= functions[f].slot == newcomer * 8;
+    if (!known)
+        note("pci_newcomer", newcomer, pci_read(newcomer * 8, 0), 0xffffffff);
+    newcomer = (newcomer + 1) % 32;
     pci_rest();
 }
 static void pci_spoil(struct cpu *c) {

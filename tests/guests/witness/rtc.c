@@ -50,7 +50,7 @@ static void rtc_set(struct cpu *c) {
     hold_index();
 }
 static void rtc_check(struct cpu *c) {
-    static u32 last = ~0u;
+    static u32 last = ~0u, next = RAM_FIRST;
     static u64 changed;
     (void)c;
     check("cmos_index", -1, in8(0x71), 0x5a ^ INDEX_HELD * 3 % 256);
@@ -60,8 +60,8 @@ static void rtc_check(struct cpu *c) {
     check("rtc_alarm", 0, cmos_read(ALARM_SECONDS), alarm[0]);
     check("rtc_alarm", 1, cmos_read(ALARM_MINUTES), alarm[1]);
     check("rtc_alarm", 2, cmos_read(ALARM_HOURS), alarm[2]);
-    for (u32 i = RAM_FIRST; i <= RAM_LAST; i++)
-        check("cmos", i, cmos_read(i), ram[i]);
+    for (u32 todo = share(RAM_LAST - RAM_FIRST + 1); todo; todo--, next = next == RAM_LAST ? RAM_FIRST : next + 1)
+        check("cmos", next, cmos_read(next), ram[next]);
     hold_index();
     u32 now = rtc_seconds();
     u64 pm = pm_now();

@@ -201,6 +201,14 @@ u64 pace_per_ms(void) {
     return opt.pace == PACE_PM ? PM_HZ / 1000 : opt.pace == PACE_PIT ? PIT_HZ / 1000 : machine.tsc_per_pm_x1e6 * (PM_HZ / 1000) / 1000000;
 }
 
+// The price of a port access: the UART's scratch register is always the device model's.
+void measure_io(void) {
+    u32 start = pm_raw(), n = 32;
+    for (u32 i = 0; i < n; i++)
+        in8(0x3ff);
+    machine.io_ns = (u64)((pm_raw() - start) & PM_MASK) * 1000000000 / PM_HZ / n;
+}
+
 // TSC against a quarter of a second of the PM timer, from one of its edges to another.
 void calibrate(void) {
     u32 edge = pm_raw();

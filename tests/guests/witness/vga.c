@@ -73,6 +73,30 @@ static void vga_set(struct cpu *c) {
         dispi[i] = dispi_read(i);
     hold_indexes();
 }
+// All registers in one row: sequencer, CRTC, graphics, attributes, the Bochs extension, the palette.
+#define REGISTERS (5 + 0x19 + 9 + ATTRIBUTES + DISPI + PALETTE_COUNT * 3)
+static void check_register(u32 i) {
+    for (u32 b = 0; b < BANKS; i -= banks[b++].count)
+        if (i < banks[b].count) {
+            check(banks[b].what, i, bank_read(&banks[b], i), registers[b][i]);
+            return;
+        }
+    if (i < ATTRIBUTES) {
+        check("vga_attribute", i, attribute_read(i), attributes[i]);
+        return;
+    }
+    i -= ATTRIBUTES;
+    if (i < DISPI) {
+        if (bochs)
+            check("vga_dispi", i, dispi_read(i), dispi[i]);
+        return;
+    }
+    i -= DISPI;
+    out8(0x3c7, PALETTE_FIRST + i / 3);
+    for (u32 k = 0; k < i % 3; k++)
+        in8(0x3c9);
+    check("vga_palette", i, in8(0x3c9), palette(i));
+}
 static void vga_check(struct cpu *c) {
     (void)c;
     if (!there)
@@ -81,18 +105,11 @@ static void vga_check(struct cpu *c) {
         check("vga_index", b, in8(banks[b].index_port), index_held[b]);
     check("vga_palette_index", -1, in8(0x3c8), PALETTE_INDEX_HELD);
     check("vga_misc", -1, in8(0x3cc), misc);
-    for (u32 b = 0; b < BANKS; b++)
-        for (u32 i = 0; i < banks[b].count; i++)
-            check(banks[b].what, i, bank_read(&banks[b], i), registers[b][i]);
-    for (u32 i = 0; i < ATTRIBUTES; i++)
-        check("vga_attribute", i, attribute_read(i), attributes[i]);
-    for (u32 i = 0; bochs && i < DISPI; i++)
-        check("vga_dispi", i, dispi_read(i), dispi[i]);
-    out8(0x3c7, PALETTE_FIRST);
-    for (u32 i = 0; i < PALETTE_COUNT * 3; i++)
-        check("vga_palette", i, in8(0x3c9), palette(i));
-    for (u32 i = 0; i < TEXT_CELLS; i++)
-        check("vga_text", i, ((volatile u16 *)TEXT)[i], cell(i));
+    static u32 next_register, next_cell;
+    for (u32 todo = share(REGISTERS); todo; todo--, next_register = (next_register + 1) % REGISTERS)
+        check_register(next_register);
+    for (u32 todo = share(TEXT_CELLS); todo; todo--, next_cell = (next_cell + 1) % TEXT_CELLS)
+        check("vga_text", next_cell, ((volatile u16 *)TEXT)[next_cell], cell(next_cell));
     for (u32 i = 0; frame && i < FRAME_WORDS; i++)
         check("vga_frame", i, ((volatile u64 *)frame)[i], frame_word(i));
     hold_indexes();

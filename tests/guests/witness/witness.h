@@ -115,13 +115,14 @@ enum ap_mode { AP_MIX, AP_IPI, AP_TIMER, AP_SPIN };
 struct options {
     enum lapic_mode lapic; enum hpet_mode hpet; enum avx_mode avx; enum pace pace; enum ap_mode ap;
     bool ioapic, pit, rtc, spin, irr, debug_fire, ide_split, quiet, strict;
-    u32 mem_mb, beat_ms, cpus, break_beat, pci_slice;
-    char break_name[24];
+    u32 mem_mb, beat_ms, cpus, break_beat, slice;
+    char break_name[24], skip[64];
     char line[512];
 };
 extern struct options opt;
 void read_options(u32 boot_sector);
 bool same(const char *a, const char *b);
+bool skipped(const char *what);                // named in skip=: neither held nor judged
 
 // ---------------------------------------------------------------- print.c
 void serial_start(void);
@@ -138,6 +139,7 @@ struct machine {
     u16 pm_event, pm_control, pm_timer, gpe0, pm1_enable, pm1_control; u8 gpe0_length, gpe0_enable[4];
     u32 lapic_ids[CPUS_MAX], id_count, cpu_count;
     u32 lapic_version, ioapic_version, ioapic_id;
+    u64 io_ns;                                 // one access of a port that the device model serves
     u64 tsc_per_pm_x1e6;                       // TSC ticks in a million PM ticks
     u64 lapic_hz[CPUS_MAX]; u64 hpet_period_fs;
 };
@@ -152,6 +154,7 @@ u64 pm_now(void);                              // 64 bit, extended in software
 u64 pace_now(void);
 u64 pace_per_ms(void);
 void wait_pm(u32 ticks);
+void measure_io(void);
 void calibrate(void);
 void lapic_interrupt(struct cpu *c, u32 vector);
 void lapic_timer_start(struct cpu *c);
@@ -170,6 +173,15 @@ u32 pci_read(u32 slot, u32 reg);
 void pci_write(u32 slot, u32 reg, u32 v);
 u32 pci_find(u32 from, u32 reg, u32 mask, u32 want);
 void pci_rest(void);
+
+#define SLOW_IO_NS 30000
+#define SLOW_SHARE 12
+// How many of `all` items of a long device check to do in this beat, the next beat going on behind them: all of them, or a
+// few where every port access is slow (a nested Xen: milliseconds).
+static inline u32 share(u32 all) {
+    u32 some = opt.slice ? opt.slice : machine.io_ns > SLOW_IO_NS ? SLOW_SHARE : all;
+    return some < all ? some : all;
+}
 
 // ---------------------------------------------------------------- LAPIC, vectors
 #define LAPIC 0xfee00000
