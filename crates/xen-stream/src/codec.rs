@@ -230,3 +230,16 @@ macro_rules! layout {
         }
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_lengths_a_rule_allows() {
+        let allowed = |rule: Length| [7, 8, 9].map(|length| rule.allows(length));
+        assert_eq!(allowed(Length::Exact(8)), [false, true, false]);
+        assert_eq!(allowed(Length::AtMost(8)), [true, true, false]);
+        assert_eq!(allowed(Length::AtLeast(8)), [false, true, true]);
+    }
+}

@@ -102,6 +102,7 @@ impl fmt::Display for Value {
             Self::Bytes(bytes) if bytes.len() > BLOB_SHOWN => {
                 write!(f, "{} bytes, crc32 {:#010x}", bytes.len(), crc32fast::hash(bytes))
             }
+            Self::Bytes(bytes) if bytes.is_empty() => f.write_str("0 bytes"),
             Self::Bytes(bytes) => f.write_str(&hex(bytes)),
             Self::List(values) => {
                 let values: Vec<_> = values.iter().map(ToString::to_string).collect();

@@ -287,6 +287,53 @@ fn faults_say_where_and_what() {
 }
 
 #[test]
+fn headers_are_of_a_known_kind() {
+    let plain = Stream::hvm().state().finish();
+    let (libxl, image, domain) = (plain.starts[1], plain.starts[3], plain.starts[4]);
+    let cases = [
+        (0, "magic: found Yen saved"),
+        (32, "byteorder: found 0x1020305, wanted 0x1020304"),
+        (libxl, "ident: found 0x4d6962786c466d74, wanted 0x4c6962786c466d74 (LibxlFmt)"),
+        (libxl + 11, "version: found 0x3, wanted 0x2"),
+        (image + 7, "marker: found 0xfffffffffffffffe, wanted 0xffffffffffffffff"),
+        (image + 11, "id: found 0x58454e47, wanted 0x58454e46 (XENF)"),
+        (image + 12, "version: found 0x1000003, wanted 0x2 or 0x3"),
+        (domain, "type: found 0x3, wanted 0x1 (x86 PV) or 0x2 (x86 HVM)"),
+        (domain + 4, "page_shift: found 0xd, wanted 0xc"),
+    ];
+    for (at, wanted) in cases {
+        let mut changed = plain.bytes.clone();
+        changed[at] ^= 1;
+        let error = round_trip(&changed, Tolerant).unwrap_err();
+        assert!(error.kind().to_string().starts_with(wanted), "{error}");
+    }
+}
+
+#[test]
+fn a_length_over_its_limit_is_not_believed() {
+    let mut long = Stream::start().bytes;
+    long[44..48].copy_from_slice(&0x10_0001_u32.to_le_bytes());
+    assert_eq!(
+        fault(&long, Tolerant),
+        "xl header @0x2c: optional_data_len: found 1048577, wanted at most 1048576"
+    );
+
+    let libxl = Stream::hvm().state();
+    let start = libxl.bytes.len() + 4;
+    let error = fault(&libxl.raw(&hex("03000000 01000001")).bytes, Tolerant);
+    assert!(error.ends_with(&format!("@{start:#x}: body_length: found 16777217, wanted at most 16777216")));
+
+    let pages = Stream::hvm().raw(&hex("01000000 01000008 00100000 00000000"));
+    let start = pages.last() + 4;
+    let error = fault(&pages.bytes, Tolerant);
+    assert!(error.ends_with(&format!("@{start:#x}: body_length: found 134217729, wanted at most 134217728")));
+
+    let pairs = [&hex("02000000 00000000")[..], &vec![0; libxl::XENSTORE_DATA_LIMIT + 2]].concat();
+    let error = fault(&Stream::hvm().state().record(2, &pairs).bytes, Tolerant);
+    assert!(error.ends_with("xenstore data: found 262146, wanted at most 262144"), "{error}");
+}
+
+#[test]
 fn only_a_judge_minds_reserved_bits() {
     let reserved = Stream::hvm().pages(&[0x0010_0000_0000_0000], 1).state().finish();
     round_trip(&reserved.bytes, Tolerant).unwrap();
@@ -298,7 +345,15 @@ fn only_a_judge_minds_reserved_bits() {
             Stream::hvm().bytes.len() + 16
         )
     );
-    let mut padded = Stream::hvm().state().finish();
+    let plain = Stream::hvm().state().finish();
+    for (at, bit) in [(40, 1), (plain.starts[1] + 15, 4), (plain.starts[3] + 17, 2)] {
+        let mut changed = plain.bytes.clone();
+        changed[at] |= bit;
+        round_trip(&changed, Tolerant).unwrap();
+        let error = round_trip(&changed, Strict).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Invalid { .. }), "{error}");
+    }
+    let mut padded = plain;
     let last = padded.last();
     padded.bytes[last - 1] = 1;
     round_trip(&padded.bytes, Tolerant).unwrap();
@@ -332,6 +387,28 @@ fn a_header_made_here_reads_back() {
     let bytes = writer.into_inner();
     let mut reader = StreamReader::new(&bytes[..]);
     assert_eq!(reader.next_event().unwrap(), Some(Event::XlHeader(header)));
+}
+
+#[test]
+fn the_writer_keeps_the_limits() {
+    let stream = Stream::hvm();
+    let mut reader = StreamReader::new(&stream.bytes[..]);
+    let mut writer = StreamWriter::new(Vec::new());
+    let header = xl::Header { config: Some(vec![0; 1 << 20]), ..xl::Header::default() };
+    let error = writer.write(&Event::XlHeader(header)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { found: 0x10_0004, .. }), "{error}");
+
+    let mut writer = StreamWriter::new(Vec::new());
+    for _ in 0..8 {
+        writer.write(&reader.next_event().unwrap().unwrap()).unwrap();
+    }
+    let unknown = libxc::Record::Unknown { kind: 0x8000_0000, body: vec![0; 0x100_0001] };
+    let error = writer.write(&Event::Libxc(unknown)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { limit: 0x100_0000, .. }), "{error}");
+    let entries = vec![libxc::PfnEntry::new(0, libxc::PageType::XTAB); 32_769];
+    let error = writer.write(&Event::PageData(&entries)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { limit: 32_768, .. }), "{error}");
+    assert_eq!(writer.into_inner(), stream.bytes);
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Body for Header {
         }
         let version = cursor.u32("version")?;
         if version != VERSION {
-            return Err(cursor.invalid("version", 4, version, VERSION));
+            return Err(cursor.invalid("version", 4, version, format_args!("{VERSION:#x}")));
         }
         Ok(Self {
             changeset: cursor.u64("changeset")?,

@@ -7,7 +7,7 @@ layout! {
     pub struct ViridianVcpu: AtMost 216 {
         /// HV_X64_MSR_VP_ASSIST_PAGE.
         vp_assist_msr: u64,
-        /// Whether an EOI assist is pending.
+        /// Whether an EOI assist is pending; from 4.7 to 4.10 its vector.
         apic_assist_pending: u8 => _pad: 7,
         /// HV_X64_MSR_SIMP.
         simp_msr: u64,

@@ -44,11 +44,11 @@ impl DomainHeader {
     pub(crate) fn decode(mut cursor: Cursor<'_>) -> Result<Self> {
         let domain_type = DomainType(cursor.u32("type")?);
         if domain_type.name().is_none() {
-            return Err(cursor.invalid("type", 4, domain_type.0, "1 (x86 PV) or 2 (x86 HVM)"));
+            return Err(cursor.invalid("type", 4, domain_type.0, "0x1 (x86 PV) or 0x2 (x86 HVM)"));
         }
         let page_shift = cursor.u16("page_shift")?;
         if page_shift != PAGE_SHIFT {
-            return Err(cursor.invalid("page_shift", 2, page_shift, PAGE_SHIFT));
+            return Err(cursor.invalid("page_shift", 2, page_shift, format_args!("{PAGE_SHIFT:#x}")));
         }
         cursor.reserved("reserved", 2)?;
         let header =

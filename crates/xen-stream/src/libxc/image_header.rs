@@ -39,7 +39,7 @@ impl ImageHeader {
         }
         let version = cursor.u32("version")?;
         if !(2..=3).contains(&version) {
-            return Err(cursor.invalid("version", 4, version, "2 or 3"));
+            return Err(cursor.invalid("version", 4, version, "0x2 or 0x3"));
         }
         let options = cursor.u16("options")?;
         if cursor.strictness() == Strictness::Strict && options & !Self::BIG_ENDIAN != 0 {

@@ -29,7 +29,7 @@ impl StreamHeader {
         }
         let version = cursor.u32("version")?;
         if version != VERSION {
-            return Err(cursor.invalid("version", 4, version, VERSION));
+            return Err(cursor.invalid("version", 4, version, format_args!("{VERSION:#x}")));
         }
         let options = cursor.u32("options")?;
         if cursor.strictness() == Strictness::Strict && options & !(Self::BIG_ENDIAN | Self::LEGACY) != 0 {
