@@ -63,7 +63,7 @@ pub fn capture_vcpu(kvm: &Kvm, vm: &VmFd, vcpu: CapturedVcpu<'_>, layout: &Xsave
     let cpuid2 =
         cpuid2.map_err(Error::on_vcpu("KVM_GET_CPUID2", id))?.as_slice().iter().map(Into::into).collect();
     let tsc_khz = fd.get_tsc_khz().map_err(Error::on_vcpu("KVM_GET_TSC_KHZ", id))?;
-    let msrs = get_msrs(kvm, fd, id)?;
+    let msrs = get_msrs(fd, id, &msr_indices(kvm)?.into_iter().collect::<Vec<_>>())?;
     let vcpu_events = (&fd.get_vcpu_events().map_err(Error::on_vcpu("KVM_GET_VCPU_EVENTS", id))?).into();
     Ok(KvmVcpu {
         vcpu_id: id,
@@ -106,10 +106,9 @@ pub(crate) fn msr_indices(kvm: &Kvm) -> Result<BTreeSet<u32>> {
 }
 
 /// `KVM_GET_MSRS` stops at the first MSR that the vCPU's CPUID hides: that one is left out, the rest asked again.
-fn get_msrs(kvm: &Kvm, fd: &VcpuFd, id: u32) -> Result<Vec<MsrEntry>> {
-    let indices: Vec<u32> = msr_indices(kvm)?.into_iter().collect();
+pub(crate) fn get_msrs(fd: &VcpuFd, id: u32, indices: &[u32]) -> Result<Vec<MsrEntry>> {
     let mut found = Vec::with_capacity(indices.len());
-    let mut rest = indices.as_slice();
+    let mut rest = indices;
     while !rest.is_empty() {
         let entries: Vec<kvm_msr_entry> = rest
             .iter()

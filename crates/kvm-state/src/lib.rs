@@ -26,7 +26,7 @@ pub use capture::{CapturedVcpu, capture, capture_vcpu};
 pub use error::{Error, Result};
 pub use fate::{Fate, FieldFate};
 pub use json::{FORMAT, VERSION, from_json, to_json};
-pub use load::{Created, SkippedMsr, create, load, load_vcpu};
+pub use load::{ChangedMsr, Created, Loaded, SkippedMsr, create, load, load_vcpu};
 pub use model::{Target, localise, normalise};
 pub use probe::{Access, Capabilities, Probe, probe};
 pub use state::{

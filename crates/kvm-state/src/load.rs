@@ -14,10 +14,10 @@
 use kvm_bindings::{CpuId, kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_xcrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::capture::{CAP_X86_APIC_BUS_CYCLES_NS, host_layout};
+use crate::capture::{CAP_X86_APIC_BUS_CYCLES_NS, get_msrs, host_layout};
 use crate::json::check;
 use crate::raw;
-use crate::state::{KvmVcpu, KvmVm, XsaveLayout};
+use crate::state::{KvmVcpu, KvmVm, MsrEntry, XsaveLayout, msr_number};
 use crate::{Error, Result};
 
 /// Pages that Intel's VMX needs to run real mode, below the BIOS: clear of guest RAM and of all devices.
@@ -25,6 +25,9 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// A TSC rate this close to the host's own needs no scaling (QEMU allows the same), parts per million.
 const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// A time-stamp counter further ahead than this after a load was never set: no load takes so long.
+const LOAD_TIME_LIMIT_MS: u64 = 10_000;
 
 /// A VM made for a state, without memory.
 #[derive(Debug)]
@@ -35,13 +38,36 @@ pub struct Created {
     pub vcpus: Vec<VcpuFd>,
 }
 
-/// An MSR that is zero in the state and unknown to the vCPU: it reads as zero or not at all, so nothing is lost.
+/// What KVM made of a state that it took without an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// MSRs that are zero in the state and unknown to the vCPU: they read as zero or not at all, so nothing is lost.
+    pub skipped: Vec<SkippedMsr>,
+    /// MSRs that read back otherwise than they were written: KVM ignored the write. The caller must judge them; a
+    /// time-stamp counter among them means that the guest's clock jumps.
+    pub changed: Vec<ChangedMsr>,
+}
+
+/// An MSR that was left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SkippedMsr {
     /// vCPU, by KVM's id.
     pub vcpu: u32,
     /// MSR number.
     pub index: u32,
+}
+
+/// An MSR whose write KVM ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangedMsr {
+    /// vCPU, by KVM's id.
+    pub vcpu: u32,
+    /// MSR number.
+    pub index: u32,
+    /// Value in the state.
+    pub wanted: u64,
+    /// Value after the load.
+    pub found: u64,
 }
 
 /// Creates a VM that can take the state: chips, APIC bus clock, vCPUs with the right ids.
@@ -84,25 +110,27 @@ fn set_apic_bus(vm: &VmFd, cycle_ns: u32) -> Result<()> {
 }
 
 /// Writes the whole state into a VM of [`create`], or one made alike.
-pub fn load(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], state: &KvmVm) -> Result<Vec<SkippedMsr>> {
+pub fn load(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], state: &KvmVm) -> Result<Loaded> {
     check(state)?;
     if vcpus.len() != state.vcpus.len() {
         let wanted = format!("{}, one for each in the state", state.vcpus.len());
         return Err(Error::field("vCPUs of the VM", vcpus.len(), wanted));
     }
     let layout = host_layout(kvm)?;
-    let mut skipped = Vec::new();
+    let mut loaded = Loaded::default();
     for (fd, vcpu) in vcpus.iter().zip(&state.vcpus) {
-        skipped.extend(load_vcpu(vm, fd, vcpu, &layout)?);
+        let Loaded { skipped, changed } = load_vcpu(vm, fd, vcpu, &layout)?;
+        loaded.skipped.extend(skipped);
+        loaded.changed.extend(changed);
     }
     raw::set_irqchip(vm, &state.irqchip)?;
     vm.set_pit2(&(&state.pit2).into()).map_err(Error::on_vm("KVM_SET_PIT2"))?;
     vm.set_clock(&(&state.clock).into()).map_err(Error::on_vm("KVM_SET_CLOCK"))?;
-    Ok(skipped)
+    Ok(loaded)
 }
 
 /// Writes the state of a vCPU. `layout` is the host's: [`XsaveLayout::from_cpuid`] of `KVM_GET_SUPPORTED_CPUID`.
-pub fn load_vcpu(vm: &VmFd, fd: &VcpuFd, state: &KvmVcpu, layout: &XsaveLayout) -> Result<Vec<SkippedMsr>> {
+pub fn load_vcpu(vm: &VmFd, fd: &VcpuFd, state: &KvmVcpu, layout: &XsaveLayout) -> Result<Loaded> {
     let id = state.vcpu_id;
     check_layout(state, layout)?;
     set_cpuid(fd, state)?;
@@ -118,7 +146,7 @@ pub fn load_vcpu(vm: &VmFd, fd: &VcpuFd, state: &KvmVcpu, layout: &XsaveLayout) 
     fd.set_lapic(&(&state.lapic).into()).map_err(Error::on_vcpu("KVM_SET_LAPIC", id))?;
     let skipped = set_msrs(fd, state)?;
     fd.set_vcpu_events(&(&state.vcpu_events).into()).map_err(Error::on_vcpu("KVM_SET_VCPU_EVENTS", id))?;
-    Ok(skipped)
+    Ok(Loaded { skipped, changed: changed_msrs(fd, state)? })
 }
 
 /// The guest computes save areas from its CPUID and the CPU fills them by its own layout: they must agree.
@@ -203,4 +231,25 @@ fn set_msrs(fd: &VcpuFd, state: &KvmVcpu) -> Result<Vec<SkippedMsr>> {
         }
     }
     Ok(skipped)
+}
+
+/// Reads the MSRs back: some kernels take a write and ignore it (seen: IA32_TSC and IA32_TSC_ADJUST under PVM).
+fn changed_msrs(fd: &VcpuFd, state: &KvmVcpu) -> Result<Vec<ChangedMsr>> {
+    let indices: Vec<u32> = state.msrs.iter().map(|entry| entry.index).collect();
+    let found = get_msrs(fd, state.vcpu_id, &indices)?;
+    let changed = |entry: &MsrEntry| {
+        let wanted = state.msr(entry.index).filter(|wanted| *wanted != entry.data)?;
+        let runs_on = match entry.index {
+            msr_number::IA32_TSC => {
+                let elapsed = entry.data.wrapping_sub(wanted);
+                elapsed <= u64::from(state.tsc_khz) * LOAD_TIME_LIMIT_MS
+            }
+            // It goes out when it fires, and counts in one mode of the timer only.
+            msr_number::IA32_TSC_DEADLINE => entry.data == 0,
+            _ => false,
+        };
+        let change = ChangedMsr { vcpu: state.vcpu_id, index: entry.index, wanted, found: entry.data };
+        (!runs_on).then_some(change)
+    };
+    Ok(found.iter().filter_map(changed).collect())
 }

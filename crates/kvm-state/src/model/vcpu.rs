@@ -130,6 +130,7 @@ fn normalise_run_state(state: MpState, fates: &mut Fates) -> Result<RunState> {
 
 fn normalise_events(events: &VcpuEvents, vcpu: &mut Vcpu, fates: &mut Fates) {
     fates.carried(&["vcpu_events"], "pending_event, interrupt_shadow, nmi_blocked");
+    fates.derived("vcpu_events.flags", "told from the fields that the model has");
     vcpu.interrupt_shadow = events.interrupt.shadow != 0;
     vcpu.nmi_blocked = events.nmi.masked != 0;
     vcpu.pending_event = normalise_event(events);
