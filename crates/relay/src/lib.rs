@@ -17,6 +17,7 @@ mod lane;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;
+pub mod session;
 pub mod template;
 
 pub use error::{BoxError, Error, Result};

@@ -12,6 +12,15 @@ pub enum Error {
     /// The stream is at fault.
     #[error(transparent)]
     Stream(#[from] hyperferry_wire::Error),
+    /// The input cannot be read.
+    #[error("{0}")]
+    Input(std::io::Error),
+    /// A checkpoint is at fault.
+    #[error(transparent)]
+    Checkpoint(#[from] hyperferry_vm_model::checkpoint::Error),
+    /// A format that we cannot take a VM from.
+    #[error("a {} can be inspected and verified, and not yet be translated; see docs/what-moves.md", .0.name())]
+    UnsupportedSource(crate::source::Format),
     /// The stream is sound and we do not translate it; nothing was touched.
     #[error("{}", list(.0))]
     Refused(Box<Report>),

@@ -6,6 +6,7 @@
 //!
 //! * [`xen`] drives the components over a Xen stream.
 //! * [`qemu`] drives them towards a destination QEMU, in the dialect of its [`Template`](hyperferry_qemu_stream::Template).
+//! * [`source`] opens any input that a VM can be read from.
 //! * [`refusal`] names what we refuse by default.
 
 mod component;
@@ -14,6 +15,7 @@ mod error;
 pub mod qemu;
 pub mod refusal;
 pub mod report;
+pub mod source;
 pub mod xen;
 
 pub use error::{Error, Result};

@@ -86,7 +86,10 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
     }
     if options.acpi_window {
         args.pair("-object", format!("memory-backend-ram,id={ACPI_WINDOW},size={ACPI_WINDOW_SIZE}B"));
-        args.pair("-device", format!("ivshmem-plain,memdev={ACPI_WINDOW},addr={ACPI_WINDOW_SLOT:02x}.0"));
+        args.pair(
+            "-device",
+            format!("ivshmem-plain,memdev={ACPI_WINDOW},master=on,addr={ACPI_WINDOW_SLOT:02x}.0"),
+        );
     }
     args.0
 }

@@ -85,7 +85,7 @@ pub(crate) fn wire(irq: &Irq, pins: &[IntxPin], policy: &Policy, report: &mut Re
                 let what = format!(
                     "PCI device {} and another one share QEMU's PIRQ {} and have different vectors",
                     pin.address,
-                    char::from(b'A' + (pirq & 3) as u8)
+                    ['A', 'B', 'C', 'D'].get(pirq).unwrap_or(&'?')
                 );
                 policy.refuse(report, refusal::INTX, what, "remove one of the devices before the move");
                 continue;

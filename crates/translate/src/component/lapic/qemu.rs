@@ -75,7 +75,7 @@ fn timer(lapic: &Lapic, vcpu: u32, tree: &mut Tree, target: &Target<'_>, report:
     let timer = &lapic.timer;
     let mode = lapic.lvt.timer >> LVT_MODE_SHIFT & 3;
     let running = timer.initial_count != 0 && lapic.lvt.timer & LVT_MASKED == 0 && mode != 2;
-    let ratio = if timer.bus_hz == 0 { 1 } else { target.apic_bus_hz / timer.bus_hz };
+    let ratio = target.apic_bus_hz.checked_div(timer.bus_hz).unwrap_or(1);
 
     // The shot that is under way keeps its length in nanoseconds; what the guest programs afterwards does not.
     let scaled = u64::from(timer.initial_count) * ratio.max(1);

@@ -186,10 +186,10 @@ fn fpu(vcpu: &Vcpu, accelerator: Accelerator, tree: &mut Tree) -> Result<()> {
 }
 
 fn vectors(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
+    // The low and the high half, which is the order on the wire.
     let halves = |bytes: &[u8; 16]| {
-        let both = u128::from_le_bytes(*bytes);
-        // The low and the high half, which is the order on the wire.
-        [(both & u128::from(u64::MAX)) as u64, (both >> 64) as u64]
+        let (words, _) = bytes.as_chunks::<8>();
+        words.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>()
     };
     for (n, (low, high)) in vcpu.vectors.xmm.iter().zip(&vcpu.vectors.ymm_high).enumerate() {
         for (array, names, value) in [

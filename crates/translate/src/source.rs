@@ -1,0 +1,202 @@
+//! Any input that a VM can be read from, told apart by its first bytes.
+
+use std::io::{Chain, Cursor, Read};
+
+use hyperferry_vm_model::{
+    PAGE_SIZE, Vm,
+    checkpoint::{self, Item},
+};
+use hyperferry_xen_stream::StreamReader;
+
+use crate::{
+    Error, Result,
+    refusal::Policy,
+    report::Report,
+    xen::{HeldPages, Intake, Taken},
+};
+
+/// The formats that a VM can be read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A Xen save file or migration stream.
+    Xen,
+    /// A QEMU migration stream.
+    Qemu,
+    /// Our own checkpoint.
+    Model,
+}
+
+/// Bytes that tell a format.
+pub const MAGIC_LENGTH: usize = 16;
+
+impl Format {
+    /// Tells a format by its first bytes.
+    pub fn detect(magic: &[u8]) -> Option<Self> {
+        if magic.starts_with(b"Xen saved domain") {
+            Some(Self::Xen)
+        } else if magic.starts_with(b"QEVM") {
+            Some(Self::Qemu)
+        } else if magic.starts_with(&checkpoint::MAGIC) {
+            Some(Self::Model)
+        } else {
+            None
+        }
+    }
+
+    /// What a user calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xen => "Xen save stream",
+            Self::Qemu => "QEMU migration stream",
+            Self::Model => "hyperferry checkpoint",
+        }
+    }
+}
+
+/// An input with its first bytes put back.
+pub type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
+
+/// Takes the first bytes of an input, tells its format by them, and puts them back.
+pub fn peek<R: Read>(mut reader: R) -> Result<(Option<Format>, Peeked<R>)> {
+    let mut magic = Vec::with_capacity(MAGIC_LENGTH);
+    (&mut reader).take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(Error::Input)?;
+    Ok((Format::detect(&magic), Cursor::new(magic).chain(reader)))
+}
+
+/// A VM that is being read: what is known before memory, then memory, then the state.
+#[derive(Debug)]
+pub enum Source<R: Read> {
+    /// From a Xen stream.
+    Xen(Box<Intake<Peeked<R>>>),
+    /// From a checkpoint.
+    Model(Box<Checkpoint<Peeked<R>>>),
+}
+
+impl<R: Read> Source<R> {
+    /// Reads up to memory, and refuses what can be refused by then.
+    pub fn open(reader: R, policy: Policy) -> Result<Self> {
+        match peek(reader)? {
+            (Some(Format::Model), reader) => Ok(Self::Model(Box::new(Checkpoint::open(reader)?))),
+            (Some(Format::Qemu), _) => Err(Error::UnsupportedSource(Format::Qemu)),
+            // A stream of no known kind is given to the Xen reader, which says what it found in place of the magic.
+            (_, reader) => Ok(Self::Xen(Box::new(Intake::open(StreamReader::new(reader), policy)?))),
+        }
+    }
+
+    /// What is known before memory.
+    pub fn outline(&self) -> &Vm {
+        match self {
+            Self::Xen(intake) => intake.outline(),
+            Self::Model(checkpoint) => &checkpoint.outline,
+        }
+    }
+
+    /// Reads the rest; `page_lane` gets the guest-physical addresses of RAM pages and the pages.
+    pub fn pump(self, page_lane: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Taken> {
+        match self {
+            Self::Xen(intake) => intake.pump(page_lane),
+            Self::Model(checkpoint) => checkpoint.pump(page_lane),
+        }
+    }
+}
+
+/// A checkpoint that is being read.
+#[derive(Debug)]
+pub struct Checkpoint<R: Read> {
+    reader: checkpoint::Reader<R>,
+    outline: Vm,
+}
+
+impl<R: Read> Checkpoint<R> {
+    fn open(reader: R) -> Result<Self> {
+        let (reader, outline) = checkpoint::Reader::new(reader)?;
+        Ok(Self { reader, outline })
+    }
+
+    fn pump(mut self, mut page_lane: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Taken> {
+        let layout = self.outline.memory.clone();
+        let mut held = HeldPages::default();
+        let (mut vm, mut pages) = (None, 0);
+        while let Some(item) = self.reader.next_item()? {
+            match item {
+                Item::State(state) => vm = Some(*state),
+                Item::Pages { addresses, data } => {
+                    pages += addresses.len() as u64;
+                    if addresses.iter().all(|address| layout.ram_offset(*address).is_some()) {
+                        page_lane(&addresses, data)?;
+                        continue;
+                    }
+                    for (address, page) in addresses.iter().zip(data.chunks(hyperferry_wire::PAGE_SIZE)) {
+                        match layout.ram_offset(*address) {
+                            Some(_) => page_lane(&[*address], page)?,
+                            None => held.put(address / PAGE_SIZE, page),
+                        }
+                    }
+                }
+            }
+        }
+        // The reader ends only after a state.
+        Ok(Taken { vm: vm.unwrap_or(self.outline), held, report: Report::default(), pages })
+    }
+}
+
+/// Writes a checkpoint as memory comes in.
+#[derive(Debug)]
+pub struct CheckpointSink<W: std::io::Write>(checkpoint::Writer<W>);
+
+impl<W: std::io::Write> CheckpointSink<W> {
+    /// Starts with what is known before memory.
+    pub fn new(out: W, outline: &Vm) -> Result<Self> {
+        Ok(Self(checkpoint::Writer::new(out, outline)?))
+    }
+
+    /// Writes pages of RAM: one address each, and the pages in the same order.
+    pub fn pages(&mut self, addresses: &[u64], data: &[u8]) -> Result<()> {
+        Ok(self.0.pages(addresses, data)?)
+    }
+
+    /// Writes the pages outside RAM and the state; gives the output back.
+    pub fn finish(mut self, vm: &Vm, held: &HeldPages) -> Result<W> {
+        for (pfn, page) in held.iter() {
+            self.0.pages(&[pfn.saturating_mul(PAGE_SIZE)], page)?;
+        }
+        Ok(self.0.finish(vm)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyperferry_vm_model::MemoryLayout;
+
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_a_source_like_any_other() {
+        let outline = Vm { memory: MemoryLayout::split(1 << 20, 0xf000_0000), ..Vm::default() };
+        let vm = Vm { origin: "Xen 4.17".into(), ..outline.clone() };
+        let mut sink = CheckpointSink::new(Vec::new(), &outline).unwrap();
+        sink.pages(&[0x1000], &[1; 4096]).unwrap();
+        let mut held = HeldPages::default();
+        held.put(0xfc000, &[2; 4096]);
+        let bytes = sink.finish(&vm, &held).unwrap();
+
+        let source = Source::open(bytes.as_slice(), Policy::default()).unwrap();
+        assert_eq!(source.outline(), &outline);
+        let mut ram = Vec::new();
+        let taken = source.pump(|addresses, data| {
+            ram.push((addresses.to_vec(), data[0]));
+            Ok(())
+        });
+        let taken = taken.unwrap();
+        assert_eq!(ram, [(vec![0x1000], 1)]);
+        assert_eq!(taken.held.page(0xfc000).unwrap()[0], 2);
+        assert_eq!(taken.vm, vm);
+    }
+
+    #[test]
+    fn what_is_no_stream_at_all_is_named_by_what_was_found() {
+        let error = Source::open(&b"#!/bin/sh\necho no stream here, not at all\n"[..], Policy::default())
+            .unwrap_err();
+        assert!(error.to_string().starts_with("xl header @0x0: magic: found #!/bin/sh"), "{error}");
+    }
+}
