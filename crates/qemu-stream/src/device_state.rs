@@ -74,7 +74,7 @@ impl Section {
         };
         header.encode(self.kind, encoder);
         let subsection = |name: &str| Registry::builtin().subsection(name);
-        codec::encode(&self.schema, self.version_id, &self.tree, &subsection, encoder)?;
+        codec::encode(&self.schema, &self.tree, &subsection, encoder)?;
         if self.footer {
             put_footer(encoder, self.section_id);
         }
@@ -201,11 +201,11 @@ impl Reader<'_> {
             self.vmdesc.as_ref().and_then(|vmdesc| vmdesc.schema(&header.idstr, header.instance_id));
         if let Some(schema) = described {
             let mut cursor = body.clone();
-            let tree = codec::decode(schema, header.version_id, &mut self.values, &mut cursor)?;
+            let tree = codec::decode(schema, &mut self.values, &mut cursor)?;
             let length = body.remaining() - cursor.remaining();
             for variant in variants {
                 let mut cursor = body.clone();
-                let ours = codec::decode(variant, header.version_id, &mut self.values, &mut cursor);
+                let ours = codec::decode(variant, &mut self.values, &mut cursor);
                 if let Ok(ours) = ours
                     && body.remaining() - cursor.remaining() == length
                     && same_tree(&ours, &tree)
@@ -223,7 +223,7 @@ impl Reader<'_> {
                 header.version_id,
                 &Cursor::new(&[], body.offset(), body.path().clone(), Endian::Big),
             )
-            .and_then(|()| codec::decode(variant, header.version_id, &mut self.values, &mut cursor))
+            .and_then(|()| codec::decode(variant, &mut self.values, &mut cursor))
             .and_then(|tree| follows(header, &cursor).map(|()| tree));
             match decoded {
                 Ok(tree) => return Ok((Arc::clone(variant), tree, body.remaining() - cursor.remaining())),

@@ -13,10 +13,10 @@ pub const VALUE_LIMIT: u64 = 1 << 20;
 /// Deepest nesting of structs; QEMU's deepest section has five.
 const DEPTH_LIMIT: u64 = 64;
 
-/// Reads a body of the given version. `values` counts what was read, up to [`VALUE_LIMIT`].
-pub fn decode(schema: &Schema, version: u32, values: &mut u64, cursor: &mut Cursor<'_>) -> Result<Tree> {
+/// Reads a body. `values` counts what was read, up to [`VALUE_LIMIT`].
+pub fn decode(schema: &Schema, values: &mut u64, cursor: &mut Cursor<'_>) -> Result<Tree> {
     let mut decoder = Decoder { values: *values, depth: 0 };
-    let tree = decoder.body(schema, version, cursor);
+    let tree = decoder.body(schema, cursor);
     *values = decoder.values;
     tree
 }
@@ -24,13 +24,12 @@ pub fn decode(schema: &Schema, version: u32, values: &mut u64, cursor: &mut Curs
 /// Appends a body. Subsections that the schema does not list are written as `subsection` says.
 pub fn encode<'a>(
     schema: &Schema,
-    version: u32,
     tree: &Tree,
     subsection: &dyn Fn(&str) -> Option<&'a Schema>,
     encoder: &mut Encoder,
 ) -> std::result::Result<(), FieldError> {
     let mut used = 0;
-    for field in schema.fields.iter().filter(|field| is_there(field, version, tree)) {
+    for field in schema.fields.iter().filter(|field| is_there(field, tree)) {
         let (at, value) = find(tree, used, &field.name)?;
         used = at + 1;
         let place = || format!("{}: {}", tree.vmsd, field.name);
@@ -56,7 +55,7 @@ pub fn encode<'a>(
             }
         }
     }
-    refuse_strangers(schema, version, tree)?;
+    refuse_strangers(schema, tree)?;
     for part in &tree.subsections {
         let known = schema.subsection(&part.name).or_else(|| subsection(&part.name));
         let known = known.ok_or_else(|| FieldError {
@@ -67,7 +66,7 @@ pub fn encode<'a>(
         encoder.u8(SUBSECTION);
         put_name(encoder, &part.name);
         encoder.u32(part.version);
-        encode(known, part.version, &part.tree, subsection, encoder)?;
+        encode(known, &part.tree, subsection, encoder)?;
     }
     Ok(())
 }
@@ -78,12 +77,12 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn body(&mut self, schema: &Schema, version: u32, cursor: &mut Cursor<'_>) -> Result<Tree> {
+    fn body(&mut self, schema: &Schema, cursor: &mut Cursor<'_>) -> Result<Tree> {
         self.depth += 1;
         limit(cursor, "nesting", self.depth, DEPTH_LIMIT)?;
         let mut tree = Tree::new(schema.vmsd.as_str());
         for field in &schema.fields {
-            if is_there(field, version, &tree) {
+            if is_there(field, &tree) {
                 let value = self.field(field, &tree, cursor)?;
                 tree.fields.push((field.name.clone(), value));
             }
@@ -110,12 +109,19 @@ impl Decoder {
         let name = name_from(cursor, "subsection name", length)?;
         let version = cursor.u32("subsection version")?;
         check_version(known, version, cursor)?;
-        Ok(Subsection { name, version, tree: self.body(known, version, cursor)? })
+        Ok(Subsection { name, version, tree: self.body(known, cursor)? })
     }
 
     fn field(&mut self, field: &Field, tree: &Tree, cursor: &mut Cursor<'_>) -> Result<Value> {
         match &field.shape {
             Shape::One(kind) => self.one(kind, &field.name, cursor),
+            Shape::Array(Count::Following, kind) => {
+                let mut values = Vec::new();
+                while let [0 | 1, _, ..] = cursor.peek() {
+                    values.push(self.one(kind, &field.name, cursor)?);
+                }
+                Ok(Value::Array(values))
+            }
             Shape::Array(count, kind) => {
                 let count = count_of(count, &field.name, tree, cursor)?;
                 if *kind == Kind::Unsigned(1) {
@@ -156,22 +162,18 @@ impl Decoder {
                 Value::Signed { width: *width, value }
             }
             Kind::Bytes(length) => Value::Bytes(cursor.bytes(name, *length)?.to_vec()),
-            Kind::Struct(schema) => Value::Struct(self.body(schema, schema.version, cursor)?),
+            Kind::Struct(schema) => Value::Struct(self.body(schema, cursor)?),
         })
     }
 }
 
-/// Whether the version can be read with this schema.
+/// Whether the version is the one that this schema describes.
 pub(crate) fn check_version(schema: &Schema, version: u32, cursor: &Cursor<'_>) -> Result<()> {
-    if (schema.minimum_version..=schema.version).contains(&version) {
+    if version == schema.version {
         return Ok(());
     }
-    let wanted = match schema.minimum_version == schema.version {
-        true => schema.version.to_string(),
-        false => format!("{} to {}", schema.minimum_version, schema.version),
-    };
     let at = cursor.offset().saturating_sub(4);
-    Err(Error::invalid(cursor.path(), at, format!("version of {}", schema.vmsd), version, wanted))
+    Err(Error::invalid(cursor.path(), at, format!("version of {}", schema.vmsd), version, schema.version))
 }
 
 /// The name of the subsection that comes next, if it belongs to this field list.
@@ -184,7 +186,7 @@ fn next_subsection<'a>(vmsd: &str, cursor: &Cursor<'a>) -> Option<&'a str> {
         return None;
     }
     let name = std::str::from_utf8(rest.get(..usize::from(length))?).ok()?;
-    name.strip_prefix(vmsd)?.starts_with('/').then_some(name)
+    name.strip_prefix(vmsd).is_some_and(|rest| !rest.is_empty()).then_some(name)
 }
 
 fn number(width: u8, name: &str, cursor: &mut Cursor<'_>) -> Result<u64> {
@@ -198,6 +200,7 @@ fn number(width: u8, name: &str, cursor: &mut Cursor<'_>) -> Result<u64> {
 
 fn count_of(count: &Count, name: &str, tree: &Tree, cursor: &Cursor<'_>) -> Result<usize> {
     let count = match count {
+        Count::Following => 0,
         Count::Fixed(count) => *count as u64,
         Count::Field(field) => match tree.field(field).and_then(|field| field.as_u64()) {
             Ok(count) => count,
@@ -218,8 +221,8 @@ fn count_of(count: &Count, name: &str, tree: &Tree, cursor: &Cursor<'_>) -> Resu
     }
 }
 
-fn is_there(field: &Field, version: u32, tree: &Tree) -> bool {
-    version >= field.since && field.when.as_ref().is_none_or(|condition| holds(condition, tree))
+fn is_there(field: &Field, tree: &Tree) -> bool {
+    field.when.as_ref().is_none_or(|condition| holds(condition, tree))
 }
 
 /// A condition on a field that is itself absent does not hold.
@@ -250,10 +253,11 @@ fn find<'a>(tree: &'a Tree, start: usize, name: &str) -> std::result::Result<(us
 }
 
 /// A field that no schema writes would be lost without a word.
-fn refuse_strangers(schema: &Schema, version: u32, tree: &Tree) -> std::result::Result<(), FieldError> {
-    let stranger = tree.fields.iter().find(|(name, _)| {
-        !schema.fields.iter().any(|field| field.name == *name && is_there(field, version, tree))
-    });
+fn refuse_strangers(schema: &Schema, tree: &Tree) -> std::result::Result<(), FieldError> {
+    let stranger = tree
+        .fields
+        .iter()
+        .find(|(name, _)| !schema.fields.iter().any(|field| field.name == *name && is_there(field, tree)));
     match stranger {
         None => Ok(()),
         Some((name, value)) => Err(FieldError {
@@ -271,6 +275,7 @@ fn check_count(
     place: &dyn Fn() -> String,
 ) -> std::result::Result<(), FieldError> {
     let wanted = match count {
+        Count::Following => return Ok(()),
         Count::Fixed(count) => *count as u64,
         Count::Field(field) => tree.field(field)?.as_u64()?,
     };
@@ -321,7 +326,7 @@ fn encode_one<'a>(
             encoder.bytes(bytes);
         }
         (Kind::Struct(schema), Value::Struct(tree)) => {
-            return encode(schema, schema.version, tree, subsection, encoder);
+            return encode(schema, tree, subsection, encoder);
         }
         (kind, value) => {
             let wanted = match kind {

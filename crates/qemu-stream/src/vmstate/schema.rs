@@ -6,12 +6,11 @@
 //! |---|---|---|
 //! | `"count": "field"` | field | it is an array as long as that earlier field of the same struct says |
 //! | `"when": {"field": …, "is": N}` or `"is_not"` | field | it is there only if that earlier field has (not) this value |
-//! | `"since": N` | field | it is there from this version of the field list on |
-//! | `"variant": "name"` | field | it is there only in this variant of the schema |
+//! | `"count": "*"` | field | it is an array as long as elements follow: they begin with a truth value, what may come after them does not |
+//! | `"variants": ["name"]` | field | it is there only in these variants of the schema |
 //! | `"also": ["name"]` | field | names that other versions of QEMU give it |
 //! | `"struct": "name"` | field | the struct is that of another schema |
 //! | `"variants": [...]` | schema | programs that differ in this section without saying so in the stream |
-//! | `"minimum_version": N` | schema | the oldest version of the field list that it reads |
 
 use serde::Deserialize;
 
@@ -20,10 +19,8 @@ use serde::Deserialize;
 pub struct Schema {
     /// Name of the field list (vmsd). Subsections are called `<vmsd>/<name>`.
     pub vmsd: String,
-    /// Version of the field list that is written.
+    /// Version of the field list.
     pub version: u32,
-    /// Oldest version that is read.
-    pub minimum_version: u32,
     /// Fields in wire order.
     pub fields: Vec<Field>,
     /// Optional parts that may follow the fields.
@@ -39,8 +36,6 @@ pub struct Field {
     pub also: Vec<String>,
     /// What it must be there for.
     pub when: Option<Condition>,
-    /// Version of the field list that brought it.
-    pub since: u32,
     /// How often it occurs, and what it is.
     pub shape: Shape,
 }
@@ -77,6 +72,9 @@ pub enum Count {
     Fixed(usize),
     /// The value of an earlier field of the same struct.
     Field(String),
+    /// As many as follow, for the number is a property of the machine: each begins with a truth value, and
+    /// neither a footer nor a section nor a subsection does.
+    Following,
 }
 
 /// What a field is.
@@ -112,8 +110,6 @@ pub(crate) struct SchemaText {
     #[serde(default)]
     version: u32,
     #[serde(default)]
-    minimum_version: Option<u32>,
-    #[serde(default)]
     pub(crate) variants: Vec<String>,
     #[serde(default)]
     fields: Vec<FieldText>,
@@ -147,9 +143,7 @@ struct FieldText {
     #[serde(default)]
     when: Option<Condition>,
     #[serde(default)]
-    since: u32,
-    #[serde(default)]
-    variant: Option<String>,
+    variants: Vec<String>,
     #[serde(default)]
     also: Vec<String>,
 }
@@ -159,6 +153,15 @@ struct FieldText {
 enum BodyText {
     Named(String),
     Listed(SchemaText),
+}
+
+/// The `count` of an array that says nowhere how long it is.
+const FOLLOWING: &str = "*";
+
+impl FieldText {
+    fn is_in(&self, variant: &str) -> bool {
+        self.variants.is_empty() || self.variants.iter().any(|name| name == variant)
+    }
 }
 
 /// What a schema's text may refer to, and how far it is trusted.
@@ -183,7 +186,6 @@ impl Schema {
         let subsections = text.subsections.iter();
         Ok(Self {
             version: text.version,
-            minimum_version: text.minimum_version.unwrap_or(text.version),
             fields: fields_from(&vmsd, &text.fields, context)?,
             subsections: subsections
                 .map(|text| Self::from_text(text, "", context))
@@ -226,8 +228,7 @@ impl Shape {
 fn fields_from(vmsd: &str, texts: &[FieldText], context: &Context<'_>) -> Result<Vec<Field>, SchemaError> {
     let mut fields: Vec<Field> = Vec::new();
     let mut run_open = false;
-    for text in texts.iter().filter(|text| text.variant.as_deref().is_none_or(|name| name == context.variant))
-    {
+    for text in texts.iter().filter(|text| text.is_in(context.variant)) {
         let name = (context.canonical)(vmsd, &text.name).unwrap_or_else(|| text.name.clone());
         let kind = kind_from(vmsd, text, context)?;
         match fields.last_mut() {
@@ -240,17 +241,12 @@ fn fields_from(vmsd: &str, texts: &[FieldText], context: &Context<'_>) -> Result
         }
         let shape = match (&text.count, text.array_len) {
             _ if run_open => Shape::Each(vec![kind]),
+            (Some(field), _) if field == FOLLOWING => Shape::Array(Count::Following, kind),
             (Some(field), _) => Shape::Array(Count::Field(field.clone()), kind),
             (None, Some(length)) => Shape::Array(Count::Fixed(length), kind),
             (None, None) => Shape::One(kind),
         };
-        fields.push(Field {
-            name,
-            also: text.also.clone(),
-            when: text.when.clone(),
-            since: text.since,
-            shape,
-        });
+        fields.push(Field { name, also: text.also.clone(), when: text.when.clone(), shape });
     }
     Ok(fields)
 }
@@ -285,13 +281,7 @@ fn kind_from(vmsd: &str, text: &FieldText, context: &Context<'_>) -> Result<Kind
             let vmsd = text.vmsd_name.clone().unwrap_or_default();
             let fields = fields_from(&vmsd, &text.fields, context)?;
             let (version, subsections) = (text.version, Vec::new());
-            Ok(Kind::Struct(Box::new(Schema {
-                vmsd,
-                version,
-                minimum_version: version,
-                fields,
-                subsections,
-            })))
+            Ok(Kind::Struct(Box::new(Schema { vmsd, version, fields, subsections })))
         }
         "buffer" | "unused_buffer" | "pci config" | "pci irq state" => match text.size {
             Some(size) => Ok(Kind::Bytes(size)),
