@@ -1,7 +1,7 @@
 //! A vCPU in QEMU's stream: sections `cpu` and `cpu_common` (`formats/qemu/sections.md`).
 
 use hyperferry_qemu_stream::{Subsection, Tree, Value};
-use hyperferry_vm_model::{EventKind, Mtrrs, RunState, Segment, Vcpu};
+use hyperferry_vm_model::{Avx512, EventKind, Mpx, Mtrrs, RunState, Segment, Vcpu};
 
 use super::fxsave::bit;
 use crate::{
@@ -164,12 +164,11 @@ fn fpu(vcpu: &Vcpu, accelerator: Accelerator, tree: &mut Tree) -> Result<()> {
     for (n, st) in fpu.st.iter().enumerate() {
         // Emulation indexes the registers physically, KVM by their place in the stack.
         let index = if accelerator == Accelerator::Tcg { (fpu.top() + n) & 7 } else { n };
-        let mut big_endian = [0; 10];
-        let [m0, m1, m2, m3, m4, m5, m6, m7, e0, e1] = *st;
-        big_endian.copy_from_slice(&[m7, m6, m5, m4, m3, m2, m1, m0, e1, e0]);
-        match tree.element_mut("env.fpregs", index)? {
-            Value::Struct(register) => register.set_bytes("tmp", &big_endian)?,
-            value => *value = Value::Bytes(big_endian.to_vec()),
+        let (mantissa, exponent) = st.split_at(8);
+        if let Value::Struct(register) = tree.element_mut("env.fpregs", index)? {
+            let number = register.struct_mut("tmp")?;
+            number.set_u64("tmp_mant", little_endian(mantissa))?;
+            number.set_u64("tmp_exp", little_endian(exponent))?;
         }
     }
     if (fpu.fop, fpu.fip, fpu.fdp) == (0, 0, 0) {
@@ -186,33 +185,75 @@ fn fpu(vcpu: &Vcpu, accelerator: Accelerator, tree: &mut Tree) -> Result<()> {
 }
 
 fn vectors(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
-    // The low and the high half, which is the order on the wire.
-    let halves = |bytes: &[u8; 16]| {
-        let (words, _) = bytes.as_chunks::<8>();
-        words.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>()
-    };
     for (n, (low, high)) in vcpu.vectors.xmm.iter().zip(&vcpu.vectors.ymm_high).enumerate() {
-        for (array, names, value) in [
+        for (array, fields, bytes) in [
             ("env.xmm_regs[0]", ["_q_ZMMReg[0]", "_q_ZMMReg[1]"], low),
             ("env.xmm_regs[1]", ["_q_ZMMReg[2]", "_q_ZMMReg[3]"], high),
         ] {
-            let Some(name) = [array, "env.xmm_regs"].into_iter().find(|name| tree.get(name).is_some()) else {
-                return Err(tree
-                    .field(array)
-                    .err()
-                    .map_or_else(|| crate::Error::NoSection("cpu".into()), Into::into));
-            };
-            if let Value::Struct(register) = tree.element_mut(name, n)? {
-                for (field, half) in names.into_iter().zip(halves(value)) {
-                    register.set_u64(field, half)?;
+            if let Value::Struct(register) = tree.element_mut(array, n)? {
+                for (field, quad) in fields.into_iter().zip(bytes.chunks(8)) {
+                    register.set_u64(field, little_endian(quad))?;
                 }
             }
         }
+    }
+    match &vcpu.avx512 {
+        Some(avx512) => put(tree, "cpu/avx512", &avx512_fields(avx512)),
+        None => drop(tree.remove_subsection("cpu/avx512")),
+    }
+    match &vcpu.mpx {
+        Some(mpx) => put(tree, "cpu/mpx", &mpx_fields(mpx, vcpu.msrs.bndcfgs.unwrap_or(0))),
+        None => drop(tree.remove_subsection("cpu/mpx")),
     }
     if let Some(pkru) = vcpu.pkru {
         put(tree, "cpu/pkru", &[("env.pkru", Value::Unsigned { width: 4, value: pkru.into() })]);
     }
     Ok(())
+}
+
+/// Quad words of a register, numbered from `first`, under the names that QEMU gives them.
+fn quads(name: &str, first: usize, bytes: &[u8]) -> Value {
+    let mut register = Tree::new(name);
+    for (n, quad) in bytes.chunks(8).enumerate() {
+        register.fields.push((format!("_q_ZMMReg[{}]", first + n), word(little_endian(quad))));
+    }
+    Value::Struct(register)
+}
+
+fn avx512_fields(avx512: &Avx512) -> [(&'static str, Value); 3] {
+    let upper = avx512.zmm_16_31.iter().map(|halves| quads("hi16_zmm_reg", 0, halves.as_flattened()));
+    [
+        ("env.opmask_regs", Value::Array(avx512.opmask.iter().copied().map(word).collect())),
+        (
+            "env.xmm_regs[0]",
+            Value::Array(avx512.zmm_high.iter().map(|bytes| quads("zmmh_reg", 4, bytes)).collect()),
+        ),
+        ("env.xmm_regs[1]", Value::Array(upper.collect())),
+    ]
+}
+
+fn mpx_fields(mpx: &Mpx, bndcfgs: u64) -> [(&'static str, Value); 4] {
+    let bounds = mpx.bounds.iter().map(|[low, high]| {
+        let mut register = Tree::new("bnd_regs");
+        register.fields = vec![("lb".to_owned(), word(*low)), ("ub".to_owned(), word(*high))];
+        Value::Struct(register)
+    });
+    [
+        ("env.bnd_regs", Value::Array(bounds.collect())),
+        ("env.bndcs_regs.cfgu", word(mpx.bndcfgu)),
+        ("env.bndcs_regs.sts", word(mpx.bndstatus)),
+        ("env.msr_bndcfgs", word(bndcfgs)),
+    ]
+}
+
+/// A 64-bit field.
+fn word(value: u64) -> Value {
+    Value::Unsigned { width: 8, value }
+}
+
+/// A number of up to eight bytes in memory order.
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 fn msrs(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
@@ -231,7 +272,6 @@ fn msrs(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
     ] {
         tree.set_u64(name, value)?;
     }
-    let word = |value| Value::Unsigned { width: 8, value };
     let mut optional = |subsection: &str, field: &str, value: u64| {
         if value == 0 {
             tree.remove_subsection(subsection);
@@ -307,6 +347,8 @@ fn account(vcpu: &Vcpu, report: &mut Report) {
             "system",
             "fpu",
             "vectors",
+            "avx512",
+            "mpx",
             "pkru",
             "xstate_bv",
             "tsc",
@@ -343,8 +385,8 @@ fn account(vcpu: &Vcpu, report: &mut Report) {
     if let Some(value) = vcpu.msrs.misc_features_enables {
         ledger.dropped("msrs.misc_features_enables", format!("no place in QEMU's stream (value {value:#x})"));
     }
-    if let Some(value) = vcpu.msrs.bndcfgs {
-        ledger.dropped("msrs.bndcfgs", format!("MPX is not offered (value {value:#x})"));
+    if let (Some(value), None) = (vcpu.msrs.bndcfgs, &vcpu.mpx) {
+        ledger.dropped("msrs.bndcfgs", format!("MPX is not enabled (value {value:#x})"));
     }
     for (n, value) in vcpu.msrs.dr_mask.iter().enumerate() {
         if let Some(value) = value {
