@@ -11,6 +11,24 @@
 //!
 //! [`StreamReader`] turns bytes into [`Event`]s and [`StreamWriter`] turns events into bytes; both keep the
 //! same legal order. Guest pages pass through in steps of at most 1 MiB and are never kept.
+//!
+//! ```
+//! use hyperferry_xen_stream::{Event, StreamReader, StreamWriter};
+//!
+//! fn copy(from: impl std::io::Read, to: impl std::io::Write) -> hyperferry_wire::Result<u64> {
+//!     let (mut reader, mut writer) = (StreamReader::new(from), StreamWriter::new(to));
+//!     let mut pages = 0;
+//!     while let Some(event) = reader.next_event()? {
+//!         if let Event::Pages(chunk) = &event {
+//!             pages += chunk.entries.len() as u64;
+//!         }
+//!         writer.write(&event)?;
+//!     }
+//!     Ok(pages)
+//! }
+//! # assert!(copy(&b"no stream"[..], Vec::new()).is_err());
+//! ```
+//!
 //! What a record holds can be shown to people and as JSON through [`describe`].
 //!
 //! Checked against Xen 4.17.7 (a real save file) and the sources of 4.23-unstable.

@@ -99,6 +99,20 @@ fn version_2_has_no_static_data_end() {
 }
 
 #[test]
+fn static_data_ends_once() {
+    let twice = Stream::hvm().record(0x10, &[]);
+    assert!(
+        fault(&twice.bytes, Tolerant)
+            .ends_with("found STATIC_DATA_END, wanted memory or state, as static data has ended")
+    );
+    let late = Stream::hvm().record(0x12, &[0; 16]);
+    assert!(
+        fault(&late.bytes, Tolerant)
+            .ends_with("found X86_MSR_POLICY, wanted memory or state, as static data has ended")
+    );
+}
+
+#[test]
 fn unknown_records_are_kept() {
     let stream = Stream::hvm()
         .record(0x8000_0077, b"optional")
@@ -151,6 +165,8 @@ fn a_pv_domain_can_be_inspected() {
         .record(0x00, &[])
         .record(0, &[]);
     accepted(&stream);
+    let stream = Stream::start().image(3, 1).record(0x10, &[]).record(0x0a, &[0; 8]);
+    assert!(fault(&stream.bytes, Tolerant).ends_with("found HVM_PARAMS, wanted a record of a PV domain"));
     let stream = Stream::hvm().record(0x07, &[5; 4096]);
     assert!(fault(&stream.bytes, Tolerant).ends_with("found SHARED_INFO, wanted a record of an HVM domain"));
 }
@@ -278,6 +294,11 @@ fn faults_say_where_and_what() {
         let error = fault(&bytes, Tolerant);
         assert_eq!(error, format!("{here} {path} @{:#x}: {wanted}", start + offset));
     }
+    let short = Stream::hvm().record(0x07, &[5; 4095]);
+    assert_eq!(
+        fault(&short.bytes, Tolerant),
+        format!("{here} SHARED_INFO @{:#x}: body_length: found 4095, wanted 4096", start + 4)
+    );
     let mut long = Stream::hvm().bytes;
     long.extend(hex("77000080 01000001"));
     assert_eq!(
