@@ -125,3 +125,18 @@ pub(crate) fn get_msrs(fd: &VcpuFd, id: u32, indices: &[u32]) -> Result<Vec<MsrE
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_msr_that_the_vcpu_lacks_does_not_hide_those_after_it() {
+        let Ok(kvm) = Kvm::new() else { return eprintln!("skipped: no usable KVM here") };
+        let vm = kvm.create_vm().unwrap();
+        let fd = vm.create_vcpu(0).unwrap();
+        let found =
+            get_msrs(&fd, 0, &[0xdead_0000, 0x174, 0xdead_0001, 0xdead_0002, 0x175, 0xdead_0003]).unwrap();
+        assert_eq!(found.iter().map(|entry| entry.index).collect::<Vec<_>>(), [0x174, 0x175]);
+    }
+}

@@ -1,4 +1,10 @@
 //! A full, distinctive state goes into the KVM of this host and comes back. Skipped where there is no usable KVM.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails"
+)]
 
 use std::collections::BTreeMap;
 
@@ -133,10 +139,10 @@ fn make_distinctive(vcpu: &mut KvmVcpu, capabilities: &Capabilities) {
         fdp: 0x9_abcd,
         mxcsr: 0x9fc0,
         mxcsr_mask: vcpu.xsave.mxcsr_mask,
-        st: std::array::from_fn(|at| (0x4000 << 64 | 0x8000_0000_0000_0001 + at as u128) + u128::from(id)),
-        xmm: std::array::from_fn(|at| 0x1234_5678_9abc_def0_u128 << 32 | at as u128 + u128::from(id)),
+        st: std::array::from_fn(|at| 0x4000_8000_0000_0000_0001 + at as u128 + u128::from(id)),
+        xmm: std::array::from_fn(|at| (0x1234_5678_9abc_def0_u128 << 32) + at as u128 + u128::from(id)),
         xstate_bv: if avx { 7 } else { 3 },
-        ymm_high: avx.then(|| std::array::from_fn(|at| 0xfedc_u128 << 100 | at as u128)),
+        ymm_high: avx.then(|| std::array::from_fn(|at| (0xfedc_u128 << 100) + at as u128)),
         ..Xsave::default()
     };
     vcpu.debugregs = DebugRegs { db: [n(), n(), n(), n()], dr6: 0xffff_4ff0, dr7: 0x400 };
@@ -215,7 +221,7 @@ fn distinctive(kvm: &Kvm, capabilities: &Capabilities) -> KvmVm {
     state.irqchip.ioapic.id = 5;
     state.irqchip.ioapic.ioregsel = 0x11;
     for (pin, entry) in (0_u64..).zip(&mut state.irqchip.ioapic.redirtbl) {
-        *entry = pin % 3 << 56 | 0x1_8000 | 0x30 + pin;
+        *entry = (pin % 3) << 56 | (0x1_8030 + pin);
     }
     for (channel, state) in (0_u8..).zip(&mut state.pit2.channels) {
         *state = PitChannelState {

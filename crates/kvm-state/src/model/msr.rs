@@ -119,4 +119,60 @@ mod tests {
         assert_eq!(indices.len(), count);
         assert!(indices.contains(&0x20f) && indices.contains(&0x26f));
     }
+
+    #[test]
+    fn numbers_are_those_of_the_manuals() {
+        let mut vcpu = Vcpu { tsc: 17, ..Vcpu::default() };
+        vcpu.msrs = hyperferry_vm_model::Msrs {
+            sysenter_cs: 1,
+            sysenter_esp: 2,
+            sysenter_eip: 3,
+            star: 4,
+            lstar: 5,
+            cstar: 6,
+            sfmask: 7,
+            kernel_gs_base: 8,
+            tsc_aux: 9,
+            tsc_adjust: 10,
+            pat: 11,
+            spec_ctrl: Some(12),
+            xss: Some(13),
+            bndcfgs: Some(14),
+            virt_spec_ctrl: Some(15),
+            misc_features_enables: Some(16),
+            ..Default::default()
+        };
+        vcpu.lapic.timer.tsc_deadline = 18;
+        vcpu.mtrrs.def_type = 19;
+        vcpu.mtrrs.fixed[3] = 20;
+        vcpu.mtrrs.variable[1] = VariableRange { base: 21, mask: 22 };
+        let list = localise(&vcpu, &[], &mut Fates::default());
+        for (index, data) in [
+            (0x174, 1),
+            (0x175, 2),
+            (0x176, 3),
+            (0xc000_0081, 4),
+            (0xc000_0082, 5),
+            (0xc000_0083, 6),
+            (0xc000_0084, 7),
+            (0xc000_0102, 8),
+            (0xc000_0103, 9),
+            (0x3b, 10),
+            (0x277, 11),
+            (0x48, 12),
+            (0xda0, 13),
+            (0xd90, 14),
+            (0xc001_011f, 15),
+            (0x140, 16),
+            (0x10, 17),
+            (0x6e0, 18),
+            (0x2ff, 19),
+            (0x268, 20),
+            (0x202, 21),
+            (0x203, 22),
+        ] {
+            let found = list.iter().find(|entry| entry.index == index).map(|entry| entry.data);
+            assert_eq!(found, Some(data), "{index:#x}");
+        }
+    }
 }

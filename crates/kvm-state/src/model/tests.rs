@@ -1,5 +1,7 @@
 //! Model to KVM to model, without `/dev/kvm`: what the list calls carried comes back, and nothing is left unlisted.
 
+#![allow(clippy::cast_possible_truncation, reason = "values are made from small counters")]
+
 use hyperferry_vm_model::*;
 use serde_json::Value;
 
