@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
 
-use hyperferry_wire::Strictness;
+use hyperferry_wire::{ErrorKind, Strictness};
 use hyperferry_xen_stream::{Event, StreamReader, StreamWriter, hvm, libxc, libxl};
 
 /// The zstd-compressed save files at hand; a message says so when there are none.
@@ -99,4 +99,29 @@ fn the_linux_capture_holds_what_is_known_of_it() {
     assert_eq!((cpu.segments.cs.arbytes, cpu.segments.tr.arbytes), (0xa9b, 0x8b));
     assert_eq!((cpu.rflags, cpu.msr_efer), (0x216, 0xd01));
     assert_eq!(cpu.flags, hvm::Cpu::FPU_INITIALISED);
+}
+
+/// Headers and state of a real save file, without its pages, cut at every byte.
+#[test]
+fn real_state_cut_at_every_byte() {
+    for path in captures() {
+        let mut reader = StreamReader::new(open(&path));
+        let mut writer = StreamWriter::new(Vec::new());
+        while let Some(event) = reader.next_event().unwrap() {
+            if !matches!(event, Event::PageData(_) | Event::Pages(_)) {
+                writer.write(&event).unwrap();
+            }
+        }
+        let bytes = writer.into_inner();
+        for length in 0..bytes.len() {
+            let mut reader = StreamReader::new(&bytes[..length]);
+            let error = loop {
+                match reader.next_event() {
+                    Ok(event) => assert!(event.is_some(), "no fault when cut at {length:#x}"),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "cut at {length:#x}: {error}");
+        }
+    }
 }
