@@ -21,7 +21,7 @@ type Way = fn(&Path, &Path) -> Result<(Duration, Duration), Box<dyn Error>>;
 const WAYS: &[(&str, Way)] = &[
     ("cp", by_cp),
     ("loop 1M", |from, to| by_loop(from, to, 1 << 20)),
-    ("loop 256K", |from, to| by_loop(from, to, 256 << 10)),
+    ("loop 128K", |from, to| by_loop(from, to, 128 << 10)),
     ("endpoints", by_endpoints),
 ];
 
@@ -79,7 +79,7 @@ fn by_loop(from: &Path, to: &Path, step: usize) -> Result<(Duration, Duration), 
 fn by_endpoints(from: &Path, to: &Path) -> Result<(Duration, Duration), Box<dyn Error>> {
     let began = Instant::now();
     let mut output = open_output(to)?;
-    copy(&mut open_input(from)?.reader, &mut output, 256 << 10)?;
+    copy(&mut open_input(from)?.reader, &mut output, 128 << 10)?;
     let copied = began.elapsed();
     output.commit()?;
     Ok((copied, began.elapsed() - copied))

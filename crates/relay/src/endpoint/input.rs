@@ -4,7 +4,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek},
     os::fd::AsFd,
     path::Path,
 };
@@ -61,22 +61,42 @@ pub fn open_input(path: impl AsRef<Path>) -> Result<Input> {
     let failed = |source| Error::File { path: path.to_owned(), doing: "opening it to read", source };
     if path.as_os_str() == STANDARD {
         let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
-        return decompress(File::from(stdin), None).map_err(failed);
+        return decompress(File::from(stdin)).map_err(failed);
     }
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
-    let size = metadata.is_file().then_some(metadata.len());
-    decompress(file, size).map_err(failed)
+    if metadata.is_file() {
+        return decompress_file(file, metadata.len()).map_err(failed);
+    }
+    decompress(file).map_err(failed)
 }
 
-fn decompress(mut source: impl Read + Send + 'static, size: Option<u64>) -> io::Result<Input> {
-    let mut magic = Vec::with_capacity(4);
-    (&mut source).take(4).read_to_end(&mut magic)?;
-    let compression = Compression::detect(&magic);
-    let whole = Cursor::new(magic).chain(source);
+/// Goes back to the start once the first bytes were seen, so that later steps begin where pages do.
+fn decompress_file(mut file: File, size: u64) -> io::Result<Input> {
+    let magic = first_bytes(&mut file)?;
+    file.rewind()?;
+    decompress_as(Compression::detect(&magic), file, Some(size))
+}
+
+fn decompress(mut source: impl Read + Send + 'static) -> io::Result<Input> {
+    let magic = first_bytes(&mut source)?;
+    decompress_as(Compression::detect(&magic), Cursor::new(magic).chain(source), None)
+}
+
+fn first_bytes(source: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4);
+    source.take(4).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn decompress_as(
+    compression: Compression,
+    whole: impl Read + Send + 'static,
+    size: Option<u64>,
+) -> io::Result<Input> {
     let reader: Box<dyn Read + Send> = match compression {
         Compression::None => Box::new(BufReader::with_capacity(STEP, whole)),
         Compression::Zstd => Box::new(BufReader::with_capacity(STEP, zstd(whole)?)),
@@ -121,11 +141,19 @@ mod tests {
         (0..300_000_u32).flat_map(u32::to_le_bytes).collect()
     }
 
+    /// What comes out, from a pipe and from a file alike.
     fn read(bytes: Vec<u8>) -> (Compression, io::Result<Vec<u8>>) {
-        let mut input = decompress(Cursor::new(bytes), None).unwrap();
-        let mut all = Vec::new();
-        let result = input.reader.read_to_end(&mut all);
-        (input.compression, result.map(|_| all))
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&bytes).unwrap();
+        let [piped, filed] =
+            [decompress(Cursor::new(bytes)).unwrap(), open_input(file.path()).unwrap()].map(|mut input| {
+                let mut all = Vec::new();
+                let result = input.reader.read_to_end(&mut all);
+                (input.compression, result.map(|_| all))
+            });
+        assert_eq!(piped.0, filed.0);
+        assert_eq!(piped.1.as_ref().ok(), filed.1.as_ref().ok());
+        filed
     }
 
     #[test]
