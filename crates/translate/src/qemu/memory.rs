@@ -145,7 +145,7 @@ fn video_range(vm: &Vm) -> Option<(u64, u64)> {
 }
 
 /// Places the window's range where Xen's firmware put its tables.
-pub(super) fn map_acpi_window(sections: &mut Sections) -> Result<()> {
+pub(super) fn map_acpi_window(sections: &mut Sections<'_>) -> Result<()> {
     let Some(tree) = sections.find_prefixed("ivshmem") else { return Ok(()) };
     // Range 2 is the RAM; 64 bits wide, and prefetchable.
     let [b0, b1, b2, b3, ..] = ACPI_WINDOW_BASE.to_le_bytes();

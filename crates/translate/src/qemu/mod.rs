@@ -10,7 +10,7 @@ mod stream;
 
 use std::collections::BTreeMap;
 
-use hyperferry_qemu_stream::{Absent, DeviceState, SectionKey, Template, Tree, Value};
+use hyperferry_qemu_stream::{Absent, DeviceState, Schema, Section, SectionKey, Template, Tree, Value};
 use hyperferry_vm_model::{Device, Vm};
 
 pub use self::memory::{Blocks, Placement};
@@ -23,6 +23,9 @@ use crate::{
 };
 
 const STAGE: &str = "model -> QEMU";
+
+/// Register of a PCI device's ROM range.
+const ROM_BASE: usize = 0x30;
 
 /// What executes the guest on the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +86,7 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
     };
     let mut sections = Sections::of(destination.template);
     cpus(vm, &mut sections, &target, report)?;
-    generic(vm, &mut sections, destination.policy, report);
+    generic(vm, &mut sections, destination.policy, report)?;
     chips(vm, &mut sections, &target, report)?;
     platform(&mut sections)?;
     report
@@ -96,21 +99,17 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
 }
 
 /// The template's sections, while they are being filled in.
-struct Sections {
+struct Sections<'a> {
+    template: &'a Template,
     trees: BTreeMap<SectionKey, Tree>,
 }
 
-impl Sections {
-    fn of(template: &Template) -> Self {
-        let key = |section: &hyperferry_qemu_stream::Section| (section.idstr.clone(), section.instance_id);
-        Self {
-            trees: template
-                .state
-                .sections
-                .iter()
-                .map(|section| (key(section), section.tree.clone()))
-                .collect(),
-        }
+impl<'a> Sections<'a> {
+    fn of(template: &'a Template) -> Self {
+        let key = |section: &Section| (section.idstr.clone(), section.instance_id);
+        let trees =
+            template.state.sections.iter().map(|section| (key(section), section.tree.clone())).collect();
+        Self { template, trees }
     }
 
     /// The section of this name, wherever the device is plugged.
@@ -135,14 +134,15 @@ impl Sections {
     }
 
     /// The section of a device, at the same place on the PCI bus.
-    fn device(&mut self, device: &Device) -> Option<(String, &mut Tree)> {
+    fn device(&mut self, device: &Device) -> Option<(String, Option<&'a Schema>, &mut Tree)> {
         let mut trees = self.trees.iter_mut();
         let found = trees.find(|((idstr, instance), _)| {
             vmsd_of(idstr) == device.name
                 && devices::qemu::address_of(idstr) == device.address
                 && *instance == device.instance
         });
-        found.map(|((idstr, _), tree)| (idstr.clone(), tree))
+        let ((idstr, instance), tree) = found?;
+        Some((idstr.clone(), self.template.section(idstr, *instance).map(Section::schema), tree))
     }
 
     fn into_trees(self) -> Vec<(SectionKey, Tree)> {
@@ -154,7 +154,7 @@ fn vmsd_of(idstr: &str) -> &str {
     idstr.rsplit('/').next().unwrap_or(idstr)
 }
 
-fn cpus(vm: &Vm, sections: &mut Sections, target: &Target<'_>, report: &mut Report) -> Result<()> {
+fn cpus(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut Report) -> Result<()> {
     let (cpus, apics) = (sections.instances("cpu"), sections.instances("apic"));
     if cpus.len() != vm.vcpus.len() || apics.len() != vm.vcpus.len() {
         return Err(Error::NoSection(format!("for each of {} vCPUs: it has {}", vm.vcpus.len(), cpus.len())));
@@ -169,7 +169,7 @@ fn cpus(vm: &Vm, sections: &mut Sections, target: &Target<'_>, report: &mut Repo
 }
 
 /// Devices whose section says all there is to say about them.
-fn generic(vm: &Vm, sections: &mut Sections, policy: &Policy, report: &mut Report) {
+fn generic(vm: &Vm, sections: &mut Sections<'_>, policy: &Policy, report: &mut Report) -> Result<()> {
     for device in &vm.devices {
         // Its counters are computed from the devices' pins.
         if device.name == "PCIBUS" {
@@ -178,11 +178,13 @@ fn generic(vm: &Vm, sections: &mut Sections, policy: &Policy, report: &mut Repor
                 .derived("*", "counted again from the devices' interrupt pins");
             continue;
         }
-        let Some((idstr, tree)) = sections.device(device) else {
+        let Some((idstr, schema, tree)) = sections.device(device) else {
             leave_behind(device, policy, report);
             continue;
         };
         let place = format!("device {idstr}");
+        // The ROM has run and is not brought along: its range stays off.
+        let rom = devices::pci::config(tree).map_or(0, |config| devices::pci::dword(config, ROM_BASE));
         let identity = match (devices::qemu::model_config(device), devices::pci::config(tree)) {
             (Some(source), Some(destination)) => devices::qemu::identity_difference(source, destination),
             _ => None,
@@ -197,8 +199,12 @@ fn generic(vm: &Vm, sections: &mut Sections, policy: &Policy, report: &mut Repor
             );
             continue;
         }
-        devices::qemu::localise(&device.state, tree, &place, report);
+        devices::qemu::localise(&device.state, tree, schema, &place, report);
+        for (register, byte) in (ROM_BASE..).zip(rom.to_le_bytes()) {
+            devices::pci::set_config_byte(tree, register, byte)?;
+        }
     }
+    Ok(())
 }
 
 /// A device that the destination does not have.
@@ -215,7 +221,7 @@ fn leave_behind(device: &Device, policy: &Policy, report: &mut Report) {
     policy.refuse(report, refusal::DEVICE, what, "remove the device from the guest before the move");
 }
 
-fn chips(vm: &Vm, sections: &mut Sections, target: &Target<'_>, report: &mut Report) -> Result<()> {
+fn chips(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut Report) -> Result<()> {
     let pins = interrupt_pins(vm, sections);
     let wiring = irq::qemu::wire(&vm.irq, &pins, target.policy, report);
     let lines = vm.irq.lines.isa;
@@ -262,11 +268,11 @@ fn chips(vm: &Vm, sections: &mut Sections, target: &Target<'_>, report: &mut Rep
 }
 
 /// The interrupt pins of the PCI devices that both sides have.
-fn interrupt_pins(vm: &Vm, sections: &mut Sections) -> Vec<irq::qemu::IntxPin> {
+fn interrupt_pins(vm: &Vm, sections: &mut Sections<'_>) -> Vec<irq::qemu::IntxPin> {
     let mut pins = Vec::new();
     for device in &vm.devices {
         let Some(address) = device.address else { continue };
-        let Some((_, tree)) = sections.device(device) else { continue };
+        let Some((_, _, tree)) = sections.device(device) else { continue };
         let Some(pin) = devices::pci::config(tree).and_then(devices::pci::intx_pin) else { continue };
         // PIIX3's IDE and ACPI functions signal on ISA interrupts 14, 15 and 9.
         if address.slot == 1 && address.function != 2 {
@@ -278,7 +284,7 @@ fn interrupt_pins(vm: &Vm, sections: &mut Sections) -> Vec<irq::qemu::IntxPin> {
 }
 
 /// What is true of every Xen HVM guest and of no freshly started QEMU.
-fn platform(sections: &mut Sections) -> Result<()> {
+fn platform(sections: &mut Sections<'_>) -> Result<()> {
     // RAM behind the BIOS area: Xen's firmware lives in RAM there, QEMU's would show its ROM (82441FX, PAM0 to PAM6).
     let bridge = sections.get("I440FX", 0)?;
     devices::pci::set_config_byte(bridge, 0x59, 0x30)?;

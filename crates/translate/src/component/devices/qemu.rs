@@ -1,6 +1,9 @@
 //! Devices in the form that QEMU gives them: from qemu-xen's EMULATOR_CONTEXT, and to any QEMU.
 
-use hyperferry_qemu_stream::{DeviceState as Sections, Subsection, Tree, Value};
+use hyperferry_qemu_stream::{
+    DeviceState as Sections, Schema, Subsection, Tree, Value,
+    vmstate::schema::{Condition, Kind, Shape},
+};
 use hyperferry_vm_model::{Device, DeviceState, DeviceSubsection, DeviceValue, PciAddress};
 
 use super::pci;
@@ -87,50 +90,103 @@ const RENAMED: [(&str, &str); 2] = [("num_timers", "num_timers_save"), ("num_tim
 /// Lays a device's state over what the destination's own QEMU wrote for the same device.
 ///
 /// What only one side has is reported: the destination's stays as it is, the source's is dropped.
-pub(crate) fn localise(state: &DeviceState, tree: &mut Tree, place: &str, report: &mut Report) {
+pub(crate) fn localise(
+    state: &DeviceState,
+    tree: &mut Tree,
+    schema: Option<&Schema>,
+    place: &str,
+    report: &mut Report,
+) {
     const STAGE: &str = "model -> QEMU";
     for (name, value) in &state.fields {
         let renamed =
             RENAMED.iter().find(|(old, new)| name == old && tree.get(new).is_some()).map(|(_, new)| *new);
-        match tree.field_mut(renamed.unwrap_or(name)) {
-            Ok(to) => match lay_over(value, to, &format!("{place}.{name}"), report) {
-                Ok(()) => report.record(STAGE, place).carried(&[name]),
-                Err(why) => report.record(STAGE, place).dropped(name, why),
-            },
-            Err(_) => report.record(STAGE, place).dropped(name, "the destination's device has no such field"),
+        let name = renamed.unwrap_or(name);
+        let fate = match tree.field_mut(name) {
+            Ok(to) => lay_over(value, to, shape_of(schema, name), &format!("{place}.{name}"), report),
+            // Present on a condition that the source meets and a freshly started device does not.
+            Err(_) if conditional(schema, name) => {
+                tree.fields.push((name.to_owned(), value_from_model(value, name)));
+                Ok(())
+            }
+            Err(_) => Err("the destination's device has no such field".to_owned()),
         };
+        let mut ledger = report.record(STAGE, place);
+        match fate {
+            Ok(()) => ledger.carried(&[name]),
+            Err(why) => ledger.dropped(name, why),
+        };
+    }
+    // And the other way round: a field whose condition no longer holds is not there.
+    for field in schema.map(|schema| schema.fields.as_slice()).unwrap_or_default() {
+        if field.when.as_ref().is_some_and(|condition| !holds(condition, tree)) {
+            tree.fields.retain(|(name, _)| *name != field.name);
+        }
     }
     for (name, _) in &tree.fields {
         let known = state.fields.iter().any(|(field, _)| field == name);
         if !known && !RENAMED.iter().any(|(_, new)| new == name) {
-            report
-                .record(STAGE, place)
-                .defaulted(name, "the source's device has no such field; as after reset");
+            let note = "the source's device has no such field; as after reset";
+            report.record(STAGE, place).defaulted(name, note);
         }
     }
     // A part that the source does not send has its default value, whatever the destination's has.
-    let sent = |name: &str| state.subsections.iter().find(|subsection| subsection.name == name);
-    tree.subsections.retain(|subsection| sent(&subsection.name).is_some());
+    let sent = |name: &str| state.subsections.iter().any(|subsection| subsection.name == name);
+    tree.subsections.retain(|subsection| sent(&subsection.name));
     for subsection in &state.subsections {
-        let mut body = match tree.subsection(&subsection.name) {
-            Some(existing) => existing.tree.clone(),
-            None => from_model(&subsection.state, &subsection.name),
+        let name = &subsection.name;
+        let body = match tree.subsection(name) {
+            Some(existing) => {
+                let mut body = existing.tree.clone();
+                let schema = schema.and_then(|schema| schema.subsection(name));
+                localise(&subsection.state, &mut body, schema, &format!("{place} {name}"), report);
+                body
+            }
+            None => {
+                report.record(STAGE, place).carried(&[name]);
+                from_model(&subsection.state, name)
+            }
         };
-        if tree.subsection(&subsection.name).is_some() {
-            localise(&subsection.state, &mut body, &format!("{place} {}", subsection.name), report);
-        } else {
-            report.record(STAGE, place).carried(&[&subsection.name]);
-        }
-        tree.put_subsection(Subsection {
-            name: subsection.name.clone(),
-            version: subsection.version,
-            tree: body,
-        });
+        tree.put_subsection(Subsection { name: name.clone(), version: subsection.version, tree: body });
+    }
+}
+
+fn shape_of<'a>(schema: Option<&'a Schema>, name: &str) -> Option<&'a Shape> {
+    schema?.fields.iter().find(|field| field.name == name).map(|field| &field.shape)
+}
+
+fn conditional(schema: Option<&Schema>, name: &str) -> bool {
+    schema.is_some_and(|schema| schema.fields.iter().any(|field| field.name == name && field.when.is_some()))
+}
+
+fn holds(condition: &Condition, tree: &Tree) -> bool {
+    let found = tree.field(&condition.field).and_then(|field| field.as_i64());
+    found.is_ok_and(|found| {
+        condition.is.is_none_or(|wanted| found == wanted)
+            && condition.is_not.is_none_or(|other| found != other)
+    })
+}
+
+/// The schema of element `index` of a field.
+fn element_schema(shape: Option<&Shape>, index: usize) -> Option<&Schema> {
+    let kind = match shape? {
+        Shape::One(kind) | Shape::Array(_, kind) => kind,
+        Shape::Each(kinds) => kinds.get(index)?,
+    };
+    match kind {
+        Kind::Struct(schema) => Some(schema),
+        _ => None,
     }
 }
 
 /// Puts a model's value in the place of a value of the same shape.
-fn lay_over(from: &DeviceValue, to: &mut Value, place: &str, report: &mut Report) -> Result<(), String> {
+fn lay_over(
+    from: &DeviceValue,
+    to: &mut Value,
+    shape: Option<&Shape>,
+    place: &str,
+    report: &mut Report,
+) -> Result<(), String> {
     match (from, &mut *to) {
         (DeviceValue::Unsigned { value: number, .. }, Value::Unsigned { width, value }) => {
             if *width < 8 && number >> (u32::from(*width) * 8) != 0 {
@@ -148,10 +204,18 @@ fn lay_over(from: &DeviceValue, to: &mut Value, place: &str, report: &mut Report
         }
         (DeviceValue::Array(from), Value::Array(to)) if from.len() == to.len() => {
             for (index, (from, to)) in from.iter().zip(to).enumerate() {
-                lay_over(from, to, &format!("{place}[{index}]"), report)?;
+                let place = format!("{place}[{index}]");
+                match (from, to, element_schema(shape, index)) {
+                    (DeviceValue::Struct(from), Value::Struct(to), schema) => {
+                        localise(from, to, schema, &place, report)
+                    }
+                    (from, to, _) => lay_over(from, to, None, &place, report)?,
+                }
             }
         }
-        (DeviceValue::Struct(from), Value::Struct(to)) => localise(from, to, place, report),
+        (DeviceValue::Struct(from), Value::Struct(to)) => {
+            localise(from, to, element_schema(shape, 0), place, report)
+        }
         _ => return Err(format!("another shape in the destination: {}", to.describe())),
     }
     Ok(())
