@@ -11,9 +11,9 @@ use crate::{BoxError, Error, Result};
 
 /// The step in which bytes are moved, which is that of `cp`.
 ///
-/// Measured between files (512 MiB, in random order, 12 rounds, a busy machine): 64 and 128 KiB took 0.2 s of
-/// processor time, 256 KiB 0.4 s, 1 MiB 1.1 s, all of them 0.13 to 0.23 s at best. Larger steps gain nothing and at times cost
-/// much, as the page cache then asks for memory in larger pieces.
+/// Measured between files (512 MiB, in random order, 12 rounds, a busy machine), medians of processor time: 64 and
+/// 128 KiB took 0.2 s, 256 KiB 0.4 s, 1 MiB 1.1 s, where the best round of each took 0.13 to 0.23 s. So larger steps
+/// gain nothing, and cost much at times; perhaps because the page cache then asks for memory in larger pieces.
 pub(crate) const STEP: usize = 128 << 10;
 
 /// A running lane.

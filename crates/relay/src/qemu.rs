@@ -3,6 +3,8 @@
 //! Source: `qemu-options.hx` of QEMU 7.2 and 10.0. QEMU connects to a socket that we listen on, so there is
 //! nothing to poll for: it either comes, or it ends and its own words say why. The socket lies in a directory
 //! that only we may enter and that is removed as soon as QEMU has connected.
+//!
+//! If we are killed outright (`kill -9`), nobody ends QEMU: it stays behind, stopped unless its guest was told to run.
 
 mod command_line;
 mod stderr;

@@ -18,7 +18,7 @@ use hyperferry_relay::{
     progress::{Phase, Progress},
     template::capture,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgid, kill_process};
 use serde_json::json;
 
 fn kill(pid: u32, signal: Signal) {
@@ -172,6 +172,9 @@ async fn dropped_is_killed_and_released_is_not() {
         let waiting = Waiting::start(&launch, Progress::silent()).await.unwrap();
         let pid = waiting.id().unwrap();
         assert!(alive(pid));
+        // A terminal's Ctrl-C must not reach it behind our back.
+        let raw = Pid::from_raw(pid.try_into().unwrap());
+        assert_eq!(getpgid(raw).unwrap(), raw.unwrap());
         drop(waiting);
         until_gone(pid).await;
 

@@ -11,6 +11,7 @@ use hyperferry_relay::{
     qemu::{CommandLine, FLAGS, Process},
     template::{self, capture},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 #[tokio::test]
 async fn a_template_is_a_whole_stream_of_the_machine_asked_for() {
@@ -146,6 +147,32 @@ async fn a_reader_may_stop_early_or_fail() {
         let error = template::capture_with(&launch, &Progress::silent(), fail).await.unwrap_err();
         assert_eq!(error.to_string(), "not for me");
     }
+}
+
+#[tokio::test]
+async fn a_template_that_qemu_did_not_finish_is_none() {
+    for program in qemus() {
+        let name = format!("unfinished-{}", std::process::id());
+        let launch = launch(&program, &format!("-M pc -m 64 -accel tcg -name {name}"));
+        let read = move |stream: &mut dyn std::io::Read| {
+            let mut bytes = vec![0; 64];
+            stream.read_exact(&mut bytes)?;
+            kill_process(running(&name), Signal::KILL)?;
+            stream.read_to_end(&mut bytes)
+        };
+        let error = template::capture_with(&launch, &Progress::silent(), read).await.unwrap_err();
+        assert!(error.to_string().starts_with("QEMU ended (signal: 9 (SIGKILL)) while writing"), "{error}");
+    }
+}
+
+/// The process with this name on its command line.
+fn running(name: &str) -> Pid {
+    let mut numbers = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let number = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(format!("/proc/{number}/cmdline")).ok()?;
+        line.split(|byte| *byte == 0).any(|word| word == name.as_bytes()).then_some(number)
+    });
+    Pid::from_raw(numbers.next().unwrap()).unwrap()
 }
 
 /// The table of options without a value is QEMU's own: it is asked for each option it lists.
