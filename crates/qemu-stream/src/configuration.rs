@@ -190,7 +190,7 @@ mod tests {
         let bytes = encoder.into_bytes();
         let mut window = Window::new(&bytes[1..]);
         assert_eq!(&Configuration::read(&mut window).unwrap(), configuration);
-        assert_eq!(window.offset() as usize, bytes.len() - 1);
+        assert_eq!(window.offset(), bytes.len() as u64 - 1);
         bytes
     }
 

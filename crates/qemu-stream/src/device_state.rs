@@ -14,7 +14,7 @@ use hyperferry_wire::{Cursor, Encoder, Endian, Error, ErrorKind, Result, StreamP
 
 use crate::header::Header;
 use crate::registry::Registry;
-use crate::section::{FOOTER, SectionHeader, SectionKind, put_footer};
+use crate::section::{FOOTER, FOOTER_LENGTH, SectionHeader, SectionKind, put_footer};
 use crate::vmdesc::VmDesc;
 use crate::vmstate::codec;
 use crate::vmstate::schema::Schema;
@@ -114,7 +114,7 @@ impl DeviceState {
 
     /// Reads from the first device section to the end of the stream.
     pub(crate) fn decode(bytes: &[u8], offset: u64, path: &StreamPath) -> Result<Self> {
-        let mut reader = Reader { path, vmdesc: None, end: bytes.len(), values: 0 };
+        let mut reader = Reader { path, vmdesc: None, footers: None, end: bytes.len(), values: 0 };
         if let Some((eof, json)) = VmDesc::locate(bytes) {
             let text = bytes.get(json..).unwrap_or_default();
             reader.vmdesc = Some(VmDesc::parse(text, path, offset + json as u64)?);
@@ -141,6 +141,8 @@ impl DeviceState {
 struct Reader<'a> {
     path: &'a StreamPath,
     vmdesc: Option<VmDesc>,
+    /// Whether footers follow the sections: all of them or none, as the first shows.
+    footers: Option<bool>,
     end: usize,
     values: u64,
 }
@@ -175,14 +177,18 @@ impl Reader<'_> {
         let (schema, tree, length) = self.body(&header, &body, at)?;
         outer.bytes("body", length)?;
         let footer = outer.peek().first() == Some(&FOOTER);
+        let mut after = Cursor::new(outer.peek(), outer.offset(), path, Endian::Big);
+        if *self.footers.get_or_insert(footer) != footer {
+            let found = after.u8("footer")?;
+            return Err(after.invalid("footer", 1, found, "a footer after each section or after none"));
+        }
         if footer {
-            let mut cursor = Cursor::new(outer.peek(), outer.offset(), path, Endian::Big);
-            cursor.u8("footer")?;
-            let section_id = cursor.u32("footer section_id")?;
+            after.u8("footer")?;
+            let section_id = after.u32("footer section_id")?;
             if section_id != header.section_id {
-                return Err(cursor.invalid("footer section_id", 4, section_id, header.section_id));
+                return Err(after.invalid("footer section_id", 4, section_id, header.section_id));
             }
-            outer.bytes("footer", 5)?;
+            outer.bytes("footer", FOOTER_LENGTH)?;
         }
         let SectionHeader { section_id, idstr, instance_id, version_id } = header;
         let kind = SectionKind::Full;
@@ -216,19 +222,16 @@ impl Reader<'_> {
             return Ok((Arc::new(schema.clone()), tree, length));
         }
         let mut first_error = None;
+        let mut last_resort = None;
         for variant in variants {
-            let mut cursor = body.clone();
-            let decoded = codec::check_version(
-                variant,
-                header.version_id,
-                &Cursor::new(&[], body.offset(), body.path().clone(), Endian::Big),
-            )
-            .and_then(|()| codec::decode(variant, &mut self.values, &mut cursor))
-            .and_then(|tree| follows(header, &cursor).map(|()| tree));
-            match decoded {
-                Ok(tree) => return Ok((Arc::clone(variant), tree, body.remaining() - cursor.remaining())),
+            match self.try_variant(variant, header, body) {
+                Ok((Next::Section, tree, length)) => return Ok((Arc::clone(variant), tree, length)),
+                Ok((Next::End, tree, length)) => last_resort = last_resort.or(Some((variant, tree, length))),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
+        }
+        if let Some((variant, tree, length)) = last_resort {
+            return Ok((Arc::clone(variant), tree, length));
         }
         Err(first_error.unwrap_or_else(|| {
             let what = format!("section {}", header.idstr);
@@ -236,22 +239,46 @@ impl Reader<'_> {
             Error::new(self.path.clone(), at, ErrorKind::Unreadable { what, why })
         }))
     }
+
+    fn try_variant(
+        &mut self,
+        variant: &Schema,
+        header: &SectionHeader,
+        body: &Cursor<'_>,
+    ) -> Result<(Next, Tree, usize)> {
+        codec::check_version(variant, header.version_id, body)?;
+        let mut cursor = body.clone();
+        let tree = codec::decode(variant, &mut self.values, &mut cursor)?;
+        let next = next(header, self.footers, &cursor)?;
+        Ok((next, tree, body.remaining() - cursor.remaining()))
+    }
 }
 
-/// Checks that a footer, a section or the end stands where a body was taken to end.
-fn follows(header: &SectionHeader, after: &Cursor<'_>) -> Result<()> {
+/// What stands where a body was taken to end. With several ways to read a body, one that another section or a
+/// footer follows is the better one: a lone zero byte, the end, is easily found in a wrong place.
+enum Next {
+    Section,
+    End,
+}
+
+fn next(header: &SectionHeader, footers: Option<bool>, after: &Cursor<'_>) -> Result<Next> {
     let mut next = after.clone();
     let kind = next.u8("section type")?;
-    let fits = match kind {
-        FOOTER => next.u32("footer section_id")? == header.section_id,
-        0x00 => next.remaining() == 0,
-        0x04 => SectionHeader::decode(&mut next).is_ok(),
-        _ => false,
-    };
-    if fits {
-        return Ok(());
+    match kind {
+        FOOTER if footers != Some(false) && next.u32("footer section_id")? == header.section_id => {
+            return Ok(Next::Section);
+        }
+        0x04 if footers != Some(true) && SectionHeader::decode(&mut next).is_ok() => {
+            return Ok(Next::Section);
+        }
+        0x00 if footers != Some(true) && next.remaining() == 0 => return Ok(Next::End),
+        _ => {}
     }
-    let wanted = "a footer, a section or the end";
+    let wanted = match footers {
+        Some(true) => "a footer",
+        Some(false) => "a section or the end",
+        None => "a footer, a section or the end",
+    };
     Err(Error::invalid(after.path(), after.offset(), "after the body", format_args!("{kind:#x}"), wanted))
 }
 

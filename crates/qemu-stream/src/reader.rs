@@ -9,7 +9,7 @@ use crate::header::Header;
 use crate::ram::{
     self, BLOCK_LENGTH_LIMIT, BLOCK_LIMIT, RamBlock, RamChunk, RamPage, RamStart, Scan, Scanner,
 };
-use crate::section::{FOOTER, SectionHeader, SectionKind, name_from};
+use crate::section::{FOOTER, FOOTER_LENGTH, SectionHeader, SectionKind, name_from};
 use crate::vmdesc::VmDesc;
 use crate::window::{WINDOW, Window};
 
@@ -260,7 +260,7 @@ impl<R: Read> StreamReader<R> {
         let footer = self.window.peek(&path)? == Some(FOOTER);
         if footer {
             let at = self.window.offset() + 1;
-            let mut cursor = self.window.frame(&path, "footer", 5)?;
+            let mut cursor = self.window.frame(&path, "footer", FOOTER_LENGTH)?;
             cursor.u8("footer")?;
             let found = cursor.u32("footer section_id")?;
             if found != section_id {

@@ -39,6 +39,9 @@ pub(crate) const SUBSECTION: u8 = 0x05;
 /// Type byte of a footer.
 pub(crate) const FOOTER: u8 = 0x7e;
 
+/// A footer's type byte and section id.
+pub(crate) const FOOTER_LENGTH: usize = 5;
+
 impl SectionKind {
     /// The kind that a type byte means.
     pub fn from_byte(byte: u8) -> Option<Self> {

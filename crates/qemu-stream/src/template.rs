@@ -7,6 +7,7 @@ use crate::configuration::Configuration;
 use crate::device_state::{DeviceState, Section};
 use crate::ram::{RamBlock, RamStart};
 use crate::reader::{Event, StreamReader};
+use crate::vmdesc::VmDesc;
 use crate::vmstate::value::{FieldError, Tree};
 
 /// What a destination QEMU writes when it has no guest: its dialect, in its own hand.
@@ -88,7 +89,8 @@ impl Template {
     }
 
     /// The device state with the given trees in place of the template's, in the template's order and with its
-    /// ids, versions and footers. A tree for a section that the template lacks is an error.
+    /// ids, versions and footers. A tree for a section that the template lacks is an error. If the template
+    /// has a description, the result has one too, of its own contents.
     pub fn device_state(
         &self,
         trees: Vec<(SectionKey, Tree)>,
@@ -114,11 +116,13 @@ impl Template {
             *kept = true;
             section.tree = tree;
         }
-        let sections = sections.into_iter().filter(|(kept, _)| *kept).map(|(_, section)| section).collect();
-        Ok(DeviceState { sections, vmdesc: None })
+        let sections: Vec<Section> =
+            sections.into_iter().filter(|(kept, _)| *kept).map(|(_, section)| section).collect();
+        let vmdesc = self.state.vmdesc.is_some().then(|| VmDesc::of(&sections));
+        Ok(DeviceState { sections, vmdesc })
     }
 
-    /// Like [`Template::device_state`], as bytes: sections and end.
+    /// Like [`Template::device_state`], as bytes: sections, end and description.
     pub fn encode_device_state(
         &self,
         trees: Vec<(SectionKey, Tree)>,

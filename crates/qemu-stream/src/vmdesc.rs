@@ -2,12 +2,15 @@
 //!
 //! Source: `migration/savevm.c`, `migration/vmstate.c`, QEMU 7.2 and 10.0. Page: `formats/qemu/sections.md`.
 
-use hyperferry_wire::{Encoder, Error, Result, StreamPath};
+use hyperferry_wire::{Encoder, Error, PAGE_SIZE, Result, StreamPath};
 use serde::Deserialize;
+use serde_json::json;
 
+use crate::device_state::Section;
 use crate::registry::Registry;
 use crate::section::SectionKind;
 use crate::vmstate::schema::{Context, Schema, SchemaText};
+use crate::vmstate::value::{Tree, Value};
 
 /// Longest description taken. A full pc machine's has 120 KiB.
 pub const VMDESC_LIMIT: u64 = 16 << 20;
@@ -68,6 +71,20 @@ impl VmDesc {
         Ok(Self { text: text.to_owned(), devices })
     }
 
+    /// Describes sections as QEMU would: JSON that a reader without our schemas needs, this crate included.
+    pub fn of(sections: &[Section]) -> Self {
+        let text = json!({
+            "page_size": PAGE_SIZE,
+            "devices": sections.iter().map(describe_section).collect::<Vec<_>>(),
+        });
+        let device = |section: &Section| Device {
+            idstr: section.idstr.clone(),
+            instance_id: section.instance_id,
+            schema: section.schema().clone(),
+        };
+        Self { text: text.to_string(), devices: sections.iter().map(device).collect() }
+    }
+
     /// The JSON as it stands in the stream.
     pub fn text(&self) -> &str {
         &self.text
@@ -98,5 +115,69 @@ impl VmDesc {
             _ => false,
         })?;
         Some((at, at + VMDESC_LEAD))
+    }
+}
+
+fn describe_section(section: &Section) -> serde_json::Value {
+    let mut device = json!({ "name": section.idstr, "instance_id": section.instance_id });
+    merge(&mut device, describe_tree(&section.tree, section.version_id));
+    device
+}
+
+fn describe_tree(tree: &Tree, version: u32) -> serde_json::Value {
+    let mut fields = Vec::new();
+    for (name, value) in &tree.fields {
+        describe_field(name, value, &mut fields);
+    }
+    let mut described = json!({ "vmsd_name": tree.vmsd, "version": version, "fields": fields });
+    if !tree.subsections.is_empty() {
+        let parts = tree.subsections.iter().map(|part| describe_tree(&part.tree, part.version));
+        merge(&mut described, json!({ "subsections": parts.collect::<Vec<_>>() }));
+    }
+    described
+}
+
+/// Arrays of plain values are one entry with a length; of structs, whose elements may differ, one entry each.
+fn describe_field(name: &str, value: &Value, fields: &mut Vec<serde_json::Value>) {
+    let Value::Array(values) = value else {
+        let mut field = json!({ "name": name });
+        merge(&mut field, describe_value(value));
+        return fields.push(field);
+    };
+    let structs = values.iter().any(|value| matches!(value, Value::Struct(_)));
+    if !structs && let Some(first) = values.first() {
+        let mut field = json!({ "name": name });
+        if values.len() > 1 {
+            merge(&mut field, json!({ "array_len": values.len() }));
+        }
+        merge(&mut field, describe_value(first));
+        return fields.push(field);
+    }
+    for (index, value) in values.iter().enumerate() {
+        let mut field = json!({ "name": name });
+        if index + 1 < values.len() {
+            merge(&mut field, json!({ "index": index }));
+        }
+        merge(&mut field, describe_value(value));
+        fields.push(field);
+    }
+}
+
+fn describe_value(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Unsigned { width, .. } | Value::Signed { width, .. } => {
+            json!({ "type": value.describe(), "size": width })
+        }
+        Value::Bool(_) => json!({ "type": "bool", "size": 1 }),
+        Value::Bytes(bytes) => json!({ "type": "buffer", "size": bytes.len() }),
+        // Versions of nested structs do not stand in the stream.
+        Value::Struct(tree) => json!({ "type": "struct", "struct": describe_tree(tree, 0) }),
+        Value::Array(_) => json!({}),
+    }
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    if let (Some(into), serde_json::Value::Object(from)) = (into.as_object_mut(), from) {
+        into.extend(from);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Window<R> {
 
 impl<R: Read> Window<R> {
     pub(crate) fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), start: 0, end: 0, offset: 0, ended: false }
+        Self { reader, buffer: vec![0; WINDOW], start: 0, end: 0, offset: 0, ended: false }
     }
 
     /// Offset of the next byte.
