@@ -36,7 +36,9 @@ chmod +x "$tree/lab-init"
 cp "$tree"/boot/vmlinuz-* "$out/kernel"
 cp "$tree"/boot/initrd.img-* "$out/initrd"
 case $host in
-xen) zcat "$tree"/boot/xen-4.17-amd64.gz > "$out/xen.elf" ;;   # QEMU's -kernel wants the unpacked multiboot ELF
+xen)
+  install -m 755 "$here"/xen/allow-avx "$here"/xen/record-migration "$tree/usr/local/bin/"
+  zcat "$tree"/boot/xen-4.17-amd64.gz > "$out/xen.elf" ;;  # QEMU's -kernel wants the unpacked multiboot ELF
 kvm) cp -a "$QEMU"/7.2 "$QEMU"/10.0 "$tree/opt/qemu/" ;;
 esac
 

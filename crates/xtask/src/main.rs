@@ -2,13 +2,14 @@
 //! 13 machine (as root, or through sudo) and keeps what it built under `target/lab`.
 
 mod apt;
+mod fixtures;
 mod lab;
 mod paths;
 mod qemu;
 mod sh;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// The tasks, one row each.
 #[derive(Subcommand)]
@@ -22,6 +23,9 @@ enum Task {
     /// The two-host lab: real Xen and real KVM under software emulation.
     #[command(subcommand)]
     Lab(lab::Action),
+    /// The fixtures: real streams of the witness guest, captured in the lab.
+    #[command(subcommand)]
+    Fixtures(fixtures::Action),
 }
 
 /// Developer tasks of hyperferry. Each installs the Debian packages it needs and may be run again at any time.
@@ -32,9 +36,17 @@ struct Args {
     task: Task,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let done = match Args::parse().task {
         Task::Qemu { fresh } => qemu::provide(fresh),
         Task::Lab(action) => lab::act(action),
+        Task::Fixtures(action) => fixtures::act(action),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            sh::step(format!("{error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }

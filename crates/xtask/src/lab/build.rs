@@ -57,12 +57,13 @@ fn sources() -> PathBuf {
 /// Everything that decides what the image of `host` holds, as one text.
 fn recipe(host: Host) -> Result<String> {
     let mut recipe = String::new();
-    let host = host.to_string();
-    let inside = |name: &str| Path::new(&host).join(name);
-    let own = [inside("init"), inside("packages")];
     let shared = ["build-host.sh", "init", "packages", "linux-guest/init", "linux-guest/witness.c"];
-    for name in shared.into_iter().map(PathBuf::from).chain(own) {
-        let path = sources().join(name);
+    let mut paths: Vec<PathBuf> = shared.iter().map(|name| sources().join(name)).collect();
+    for entry in fs::read_dir(sources().join(host.to_string()))? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    for path in paths {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         recipe.push_str(&text);
     }

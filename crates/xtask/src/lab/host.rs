@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::fmt;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ impl Host {
         match self {
             Host::Xen => {
                 let xen = "console=com1 com1=115200,8n1 dom0_mem=1024M dom0_max_vcpus=2 loglvl=all guest_loglvl=all \
-                           noreboot cpuidle=0";
+                           noreboot cpuidle=0 spec-ctrl=eager-fpu";
                 let dom0 = "kernel console=hvc0 root=/dev/vda rw init=/lab-init net.ifnames=0 quiet,initrd";
                 qemu.args(["-m", "3072", "-kernel", "xen.elf", "-append", xen, "-initrd", dom0]);
             }
@@ -141,6 +142,32 @@ impl Host {
             ssh.arg(line);
         }
         ssh
+    }
+
+    /// Writes a file in the host.
+    pub(crate) fn send(self, bytes: &[u8], path: &str) -> Result<()> {
+        let mut ssh = self.ssh(&format!("cat > {path}")).stdin(Stdio::piped()).spawn()?;
+        // Dropped at once: the other side waits for the end.
+        ssh.stdin.take().context("no pipe to ssh")?.write_all(bytes)?;
+        if !ssh.wait()?.success() {
+            bail!("cannot write {path} in the {self} host");
+        }
+        Ok(())
+    }
+
+    /// Reads a file in the host, compressed on the way.
+    pub(crate) fn fetch(self, path: &str) -> Result<Vec<u8>> {
+        let output = self.ssh(&format!("zstd -q -3 -c {path}")).output()?;
+        if !output.status.success() {
+            bail!("cannot read {path} in the {self} host");
+        }
+        Ok(zstd::decode_all(output.stdout.as_slice())?)
+    }
+
+    /// One line on what the host is, for a fixture's origin.
+    pub(crate) fn describe(self) -> Result<String> {
+        let kernel = self.ssh("uname -r").read()?;
+        Ok(format!("the lab's {self} host: Linux {} on emulated -cpu {CPU}", kernel.trim()))
     }
 
     fn ssh_line(self) -> String {
