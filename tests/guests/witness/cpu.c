@@ -295,19 +295,36 @@ static void hidden_spoil(struct cpu *c) {
         held[n] = c->gdt[segment_selectors[n] / 8];
         c->gdt[segment_selectors[n] / 8] = descriptor((u64)&c->segment_words[n ^ 1], 0xffff, 0x93, 0x4);
     }
-    asm volatile("movw %0, %%ds; movw %1, %%es" ::"r"((u16)SEL_DS), "r"((u16)SEL_ES));
+    asm volatile("movw %0, %%ds; movw %1, %%es; movw %2, %%fs; movw %3, %%gs" ::"r"((u16)SEL_DS), "r"((u16)SEL_ES),
+                 "r"((u16)SEL_FS), "r"((u16)SEL_GS));
     for (u32 n = 0; n < SEGMENTS; n++)
         c->gdt[segment_selectors[n] / 8] = held[n];
 }
+// The tables elsewhere, with other limits; other selectors; the TSS one byte shorter.
 static void segments_spoil(struct cpu *c) {
-    struct table gdt = { gdt_limit(c) + 8, (u64)c->gdt }, idt = { sizeof(c->idt) - 17, (u64)c->idt };
+    static u64 gdts[CPUS_MAX][32], idts[CPUS_MAX][IDT_VECTORS * 2];
+    u64 *gdt_copy = gdts[c->index], *idt_copy = idts[c->index];
+    for (u32 i = 0; i < 32; i++)
+        gdt_copy[i] = c->gdt[i];
+    for (u32 i = 0; i < IDT_VECTORS * 2; i++)
+        idt_copy[i] = c->idt[i];
+    gdt_copy[SEL_TSS / 8] = descriptor((u64)&c->tss, sizeof(c->tss) - 2, 0x8b, 0);
+    for (u32 n = 0; n < SEGMENTS; n++)
+        gdt_copy[segment_selectors[n] / 8] = descriptor((u64)&c->segment_words[n], 0x777, 0x91, 0x4);
+    struct table gdt = { gdt_limit(c) + 8, (u64)gdt_copy }, idt = { sizeof(c->idt) - 17, (u64)idt_copy };
     asm volatile("lgdt %0; lidt %1" ::"m"(gdt), "m"(idt));
-    asm volatile("movw %0, %%ds; movw %0, %%es; movw %1, %%ss; lldt %2" ::"r"((u16)SEL_DATA), "r"((u16)SEL_DATA),
+    asm volatile("movw %0, %%ds; movw %0, %%es; movw %0, %%fs; movw %0, %%gs; movw %0, %%ss; lldt %1" ::"r"((u16)SEL_DATA),
                  "r"((u16)0));
+}
+// Another interrupt stack, another access byte behind SS.
+static void tr_spoil(struct cpu *c) {
+    c->tss.ist[0] -= 0x40;
+    c->gdt[SEL_SS / 8] = descriptor(0, 0xfffff, 0x93, 0xd);
 }
 
 SUBJECT(registers, true, 0, 0, registers_spoil);              // judged by hold_once() at every wake-up
 SUBJECT(control, true, control_set, control_check, control_spoil);
 SUBJECT(debug, true, debug_set, debug_check, debug_spoil);
 SUBJECT(segments, true, segments_set, segments_check, segments_spoil);
+SUBJECT(tr, true, 0, 0, tr_spoil);
 SUBJECT(hidden, true, 0, hidden_check, hidden_spoil);

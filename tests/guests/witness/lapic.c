@@ -149,6 +149,7 @@ static void lapic_spoil(struct cpu *c) {
         if (rows[i].reg != ID)
             lapic_write(rows[i].reg, held(c, rows[i].reg) ^ (rows[i].reg == LDR ? 0x80000000 : rows[i].reg == TPR ? 0x30 :
                                                              rows[i].reg == DFR ? 0xf0000000 : rows[i].reg >= 0x320 && rows[i].reg <= 0x370 ? MASKED : 1));
+    send(c->apic_id, 0x4000 | VECTOR_IPI);
     lapic_write(ICR_HIGH, 0);
 }
 static void lapic_timer_spoil(struct cpu *c) {

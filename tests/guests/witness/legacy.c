@@ -107,7 +107,10 @@ static void serial_spoil(struct cpu *c) {
     out8(COM1 + 3, 0x83);
     out8(COM1, 2);
     out8(COM1 + 3, 3);
-    out8(COM1 + 7, 0x55);
+    out8(COM1 + 1, 4);                         // line status interrupt: COM1's pin is masked
+    out8(COM1 + 2, 0);
+    out8(COM1 + 3, 7);
     out8(COM1 + 4, 1);
+    out8(COM1 + 7, 0x55);
 }
 SUBJECT(serial, false, serial_set, serial_check, serial_spoil);

@@ -52,8 +52,9 @@ static void pm_set(struct cpu *c) {
 static void pm_spoil(struct cpu *c) {
     (void)c;
     out16(machine.pm_event + 2, machine.pm1_enable ^ 0x100);
-    if (machine.gpe0_length)
-        out8(machine.gpe0 + machine.gpe0_length / 2, machine.gpe0_enable[0] ^ 0x10);
+    out16(machine.pm_control, machine.pm1_control ^ 1);
+    for (u32 i = 0; i < machine.gpe0_length / 2u; i++)
+        out8(machine.gpe0 + machine.gpe0_length / 2 + i, machine.gpe0_enable[i] ^ 0x10);
 }
 SUBJECT(pm, false, pm_set, pm_check, pm_spoil);
 
@@ -148,8 +149,9 @@ static void hpet_set(struct cpu *c) {
         hpet_comparator1 = mmio_read(HPET + TIMER1 + COMPARATOR);
         if (opt.hpet == HPET_ON) {
             u32 ticks = 1000000000000000 / machine.hpet_period_fs / TIMER_HZ;
-            mmio_write(HPET + TIMER0, 0x4c);   // periodic, set the accumulator, interrupt on
+            mmio_write(HPET + TIMER0, 0x14c);  // 32 bit, periodic, interrupt on; first the accumulator, then the period
             mmio_write(HPET + TIMER0 + COMPARATOR, ticks);
+            wait_pm(10);
             mmio_write(HPET + TIMER0 + COMPARATOR, ticks);
         }
         mmio_write(HPET + CONFIG, opt.hpet == HPET_ON ? HPET_ENABLE | HPET_LEGACY : HPET_ENABLE);
