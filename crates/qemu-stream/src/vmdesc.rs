@@ -3,8 +3,7 @@
 //! Source: `migration/savevm.c`, `migration/vmstate.c`, QEMU 7.2 and 10.0. Page: `formats/qemu/sections.md`.
 
 use hyperferry_wire::{Encoder, Error, PAGE_SIZE, Result, StreamPath};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use crate::device_state::Section;
 use crate::registry::Registry;
@@ -73,16 +72,20 @@ impl VmDesc {
 
     /// Describes sections as QEMU would: JSON that a reader without our schemas needs, this crate included.
     pub fn of(sections: &[Section]) -> Self {
-        let text = json!({
-            "page_size": PAGE_SIZE,
-            "devices": sections.iter().map(describe_section).collect::<Vec<_>>(),
+        let devices = sections.iter().map(|section| DeviceOut {
+            name: &section.idstr,
+            instance_id: section.instance_id,
+            body: TreeOut::of(&section.tree, section.version_id),
         });
+        let description = Description { page_size: PAGE_SIZE, devices: devices.collect() };
+        // Strings and numbers under fixed keys: there is nothing in it that JSON cannot hold.
+        let text = serde_json::to_string(&description).unwrap_or_default();
         let device = |section: &Section| Device {
             idstr: section.idstr.clone(),
             instance_id: section.instance_id,
             schema: section.schema().clone(),
         };
-        Self { text: text.to_string(), devices: sections.iter().map(device).collect() }
+        Self { text, devices: sections.iter().map(device).collect() }
     }
 
     /// The JSON as it stands in the stream.
@@ -118,66 +121,86 @@ impl VmDesc {
     }
 }
 
-fn describe_section(section: &Section) -> serde_json::Value {
-    let mut device = json!({ "name": section.idstr, "instance_id": section.instance_id });
-    merge(&mut device, describe_tree(&section.tree, section.version_id));
-    device
+/// What is written, in QEMU's order of keys.
+#[derive(Serialize)]
+struct Description<'a> {
+    page_size: usize,
+    devices: Vec<DeviceOut<'a>>,
 }
 
-fn describe_tree(tree: &Tree, version: u32) -> serde_json::Value {
-    let mut fields = Vec::new();
-    for (name, value) in &tree.fields {
-        describe_field(name, value, &mut fields);
-    }
-    let mut described = json!({ "vmsd_name": tree.vmsd, "version": version, "fields": fields });
-    if !tree.subsections.is_empty() {
-        let parts = tree.subsections.iter().map(|part| describe_tree(&part.tree, part.version));
-        merge(&mut described, json!({ "subsections": parts.collect::<Vec<_>>() }));
-    }
-    described
+#[derive(Serialize)]
+struct DeviceOut<'a> {
+    name: &'a str,
+    instance_id: u32,
+    #[serde(flatten)]
+    body: TreeOut<'a>,
 }
 
-/// Arrays of plain values are one entry with a length; of structs, whose elements may differ, one entry each.
-fn describe_field(name: &str, value: &Value, fields: &mut Vec<serde_json::Value>) {
-    let Value::Array(values) = value else {
-        let mut field = json!({ "name": name });
-        merge(&mut field, describe_value(value));
-        return fields.push(field);
-    };
-    let structs = values.iter().any(|value| matches!(value, Value::Struct(_)));
-    if !structs && let Some(first) = values.first() {
-        let mut field = json!({ "name": name });
-        if values.len() > 1 {
-            merge(&mut field, json!({ "array_len": values.len() }));
+#[derive(Serialize)]
+struct TreeOut<'a> {
+    vmsd_name: &'a str,
+    version: u32,
+    fields: Vec<FieldOut<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    subsections: Vec<TreeOut<'a>>,
+}
+
+#[derive(Serialize)]
+struct FieldOut<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    array_len: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<usize>,
+    #[serde(rename = "struct", skip_serializing_if = "Option::is_none")]
+    body: Option<TreeOut<'a>>,
+}
+
+impl<'a> TreeOut<'a> {
+    fn of(tree: &'a Tree, version: u32) -> Self {
+        let mut fields = Vec::with_capacity(tree.fields.len());
+        for (name, value) in &tree.fields {
+            FieldOut::push(name, value, &mut fields);
         }
-        merge(&mut field, describe_value(first));
-        return fields.push(field);
-    }
-    for (index, value) in values.iter().enumerate() {
-        let mut field = json!({ "name": name });
-        if index + 1 < values.len() {
-            merge(&mut field, json!({ "index": index }));
-        }
-        merge(&mut field, describe_value(value));
-        fields.push(field);
+        let parts = tree.subsections.iter();
+        let subsections = parts.map(|part| Self::of(&part.tree, part.version)).collect();
+        Self { vmsd_name: &tree.vmsd, version, fields, subsections }
     }
 }
 
-fn describe_value(value: &Value) -> serde_json::Value {
-    match value {
-        Value::Unsigned { width, .. } | Value::Signed { width, .. } => {
-            json!({ "type": value.describe(), "size": width })
+impl<'a> FieldOut<'a> {
+    /// Arrays of plain values are one entry with a length; of structs, whose elements may differ, one each.
+    fn push(name: &'a str, value: &'a Value, fields: &mut Vec<Self>) {
+        let Value::Array(values) = value else { return fields.push(Self::one(name, value)) };
+        let (count, structs) = (values.len(), values.iter().any(|value| matches!(value, Value::Struct(_))));
+        for (index, value) in values.iter().enumerate().take(if structs { count } else { 1 }) {
+            let array_len = (!structs && count > 1).then_some(count);
+            // The last element has no index: so it is in QEMU.
+            let index = (structs && index + 1 < count).then_some(index);
+            fields.push(Self { array_len, index, ..Self::one(name, value) });
         }
-        Value::Bool(_) => json!({ "type": "bool", "size": 1 }),
-        Value::Bytes(bytes) => json!({ "type": "buffer", "size": bytes.len() }),
-        // Versions of nested structs do not stand in the stream.
-        Value::Struct(tree) => json!({ "type": "struct", "struct": describe_tree(tree, 0) }),
-        Value::Array(_) => json!({}),
     }
-}
 
-fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
-    if let (Some(into), serde_json::Value::Object(from)) = (into.as_object_mut(), from) {
-        into.extend(from);
+    fn one(name: &'a str, value: &'a Value) -> Self {
+        let field = |kind, size| Self { name, array_len: None, index: None, kind, size, body: None };
+        match value {
+            Value::Unsigned { width: 1, .. } => field("uint8", Some(1)),
+            Value::Unsigned { width: 2, .. } => field("uint16", Some(2)),
+            Value::Unsigned { width: 4, .. } => field("uint32", Some(4)),
+            Value::Unsigned { .. } => field("uint64", Some(8)),
+            Value::Signed { width: 1, .. } => field("int8", Some(1)),
+            Value::Signed { width: 2, .. } => field("int16", Some(2)),
+            Value::Signed { width: 4, .. } => field("int32", Some(4)),
+            Value::Signed { .. } => field("int64", Some(8)),
+            Value::Bool(_) => field("bool", Some(1)),
+            Value::Bytes(bytes) => field("buffer", Some(bytes.len())),
+            // The versions of nested structs do not stand in the stream.
+            Value::Struct(tree) => Self { body: Some(TreeOut::of(tree, 0)), ..field("struct", None) },
+            Value::Array(values) => field("buffer", Some(values.len())),
+        }
     }
 }

@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{bare, decode_emulator_context, emulator_context, round_trip, streams};
+use common::{bare, decode_emulator_context, emulator_context, load, round_trip, streams};
 use hyperferry_qemu_stream::{Registry, Value};
 
 #[test]
@@ -104,5 +104,20 @@ fn kvm_adds_its_clock() {
         let clock = state.section("kvmclock", 0).unwrap();
         assert!(matches!(clock.tree.get("clock"), Some(Value::Unsigned { width: 8, .. })), "{name}");
         assert!(state.section("cpu", 1).unwrap().tree.subsection("cpu/tsc_khz").is_some(), "{name}");
+    }
+}
+
+#[test]
+fn optional_parts_are_read_from_busy_machines() {
+    for name in ["pc-7.2-x86_64-busy", "pc-10.0-x86_64-busy"] {
+        let (state, _) = round_trip(&load(name)).unwrap();
+        let cpu = state.section("cpu", 0).unwrap();
+        assert!(cpu.tree.subsections.len() >= 31, "{name}: {}", cpu.tree.subsections.len());
+        let avx512 = &cpu.tree.subsection("cpu/avx512").unwrap().tree;
+        assert_eq!(avx512.field("env.opmask_regs").unwrap().as_u64s().unwrap(), [1; 8], "{name}");
+        let ide = state.section("0000:00:01.1/ide", 0).unwrap();
+        let disk = ide.tree.field("bus[0].ifs").unwrap().at(0).unwrap().as_struct().unwrap();
+        let pio = &disk.subsection("ide_drive/pio_state").unwrap().tree;
+        assert_eq!(pio.field("io_buffer").unwrap().count(), 131_076, "{name}");
     }
 }
