@@ -59,6 +59,24 @@ impl Section {
         &self.schema
     }
 
+    pub(crate) fn shared_schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.schema)
+    }
+
+    /// The same section with other contents.
+    pub(crate) fn with_tree(&self, tree: Tree) -> Self {
+        Self {
+            kind: self.kind,
+            section_id: self.section_id,
+            idstr: self.idstr.clone(),
+            instance_id: self.instance_id,
+            version_id: self.version_id,
+            tree,
+            footer: self.footer,
+            schema: self.shared_schema(),
+        }
+    }
+
     /// The vmsd name: what follows the last `/` of the idstr.
     pub fn vmsd(&self) -> &str {
         crate::section::vmsd_of(&self.idstr)
@@ -205,9 +223,9 @@ impl Reader<'_> {
         let variants = Registry::builtin().variants(header.vmsd());
         let described =
             self.vmdesc.as_ref().and_then(|vmdesc| vmdesc.schema(&header.idstr, header.instance_id));
-        if let Some(schema) = described {
+        if let Some(schema) = described.map(Arc::clone) {
             let mut cursor = body.clone();
-            let tree = codec::decode(schema, &mut self.values, &mut cursor)?;
+            let tree = codec::decode(&schema, &mut self.values, &mut cursor)?;
             let length = body.remaining() - cursor.remaining();
             for variant in variants {
                 let mut cursor = body.clone();
@@ -219,7 +237,7 @@ impl Reader<'_> {
                     return Ok((Arc::clone(variant), ours, length));
                 }
             }
-            return Ok((Arc::new(schema.clone()), tree, length));
+            return Ok((schema, tree, length));
         }
         let mut first_error = None;
         let mut last_resort = None;

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::io::Read;
 
 use hyperferry_wire::{Encoder, Endian, Error, ErrorKind, Result, StreamPath};
@@ -96,28 +97,22 @@ impl Template {
         trees: Vec<(SectionKey, Tree)>,
         absent: Absent,
     ) -> std::result::Result<DeviceState, FieldError> {
-        let mut sections: Vec<(bool, Section)> = self
-            .state
-            .sections
-            .iter()
-            .map(|section| (absent == Absent::AsTemplate, section.clone()))
-            .collect();
-        for ((idstr, instance_id), tree) in trees {
-            let section = sections
-                .iter_mut()
-                .find(|(_, section)| section.idstr == idstr && section.instance_id == instance_id);
-            let Some((kept, section)) = section else {
-                return Err(FieldError {
-                    place: format!("{idstr} {instance_id}"),
-                    found: "no such section in the destination".to_owned(),
-                    wanted: "a destination with that device".to_owned(),
-                });
-            };
-            *kept = true;
-            section.tree = tree;
+        let mut trees: HashMap<SectionKey, Tree> = trees.into_iter().collect();
+        let mut sections = Vec::new();
+        for section in &self.state.sections {
+            match trees.remove(&(section.idstr.clone(), section.instance_id)) {
+                Some(tree) => sections.push(section.with_tree(tree)),
+                None if absent == Absent::AsTemplate => sections.push(section.clone()),
+                None => {}
+            }
         }
-        let sections: Vec<Section> =
-            sections.into_iter().filter(|(kept, _)| *kept).map(|(_, section)| section).collect();
+        if let Some((idstr, instance_id)) = trees.into_keys().min() {
+            return Err(FieldError {
+                place: format!("{idstr} {instance_id}"),
+                found: "no such section in the destination".to_owned(),
+                wanted: "a destination with that device".to_owned(),
+            });
+        }
         let vmdesc = self.state.vmdesc.is_some().then(|| VmDesc::of(&sections));
         Ok(DeviceState { sections, vmdesc })
     }

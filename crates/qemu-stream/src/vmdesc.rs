@@ -2,6 +2,8 @@
 //!
 //! Source: `migration/savevm.c`, `migration/vmstate.c`, QEMU 7.2 and 10.0. Page: `formats/qemu/sections.md`.
 
+use std::sync::Arc;
+
 use hyperferry_wire::{Encoder, Error, PAGE_SIZE, Result, StreamPath};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +31,7 @@ pub struct VmDesc {
 struct Device {
     idstr: String,
     instance_id: u32,
-    schema: Schema,
+    schema: Arc<Schema>,
 }
 
 #[derive(Deserialize)]
@@ -65,7 +67,11 @@ impl VmDesc {
             let vmsd = crate::section::vmsd_of(&device.name);
             let schema = Schema::from_text(&device.schema, vmsd, &context)
                 .map_err(|error| invalid(error.to_string()))?;
-            devices.push(Device { idstr: device.name, instance_id: device.instance_id, schema });
+            devices.push(Device {
+                idstr: device.name,
+                instance_id: device.instance_id,
+                schema: Arc::new(schema),
+            });
         }
         Ok(Self { text: text.to_owned(), devices })
     }
@@ -83,7 +89,7 @@ impl VmDesc {
         let device = |section: &Section| Device {
             idstr: section.idstr.clone(),
             instance_id: section.instance_id,
-            schema: section.schema().clone(),
+            schema: section.shared_schema(),
         };
         Self { text, devices: sections.iter().map(device).collect() }
     }
@@ -94,7 +100,7 @@ impl VmDesc {
     }
 
     /// The field list of a section.
-    pub fn schema(&self, idstr: &str, instance_id: u32) -> Option<&Schema> {
+    pub fn schema(&self, idstr: &str, instance_id: u32) -> Option<&Arc<Schema>> {
         let mut devices = self.devices.iter();
         let device = devices.find(|device| device.idstr == idstr && device.instance_id == instance_id)?;
         Some(&device.schema)
@@ -173,14 +179,15 @@ impl<'a> TreeOut<'a> {
 }
 
 impl<'a> FieldOut<'a> {
-    /// Arrays of plain values are one entry with a length; of structs, whose elements may differ, one each.
+    /// An array whose elements are alike is one entry with a length; else each element is one.
     fn push(name: &'a str, value: &'a Value, fields: &mut Vec<Self>) {
         let Value::Array(values) = value else { return fields.push(Self::one(name, value)) };
-        let (count, structs) = (values.len(), values.iter().any(|value| matches!(value, Value::Struct(_))));
-        for (index, value) in values.iter().enumerate().take(if structs { count } else { 1 }) {
-            let array_len = (!structs && count > 1).then_some(count);
+        let count = values.len();
+        let same = values.first().is_none_or(|first| values.iter().all(|value| alike(first, value)));
+        for (index, value) in values.iter().enumerate().take(if same { 1 } else { count }) {
+            let array_len = (same && count > 1).then_some(count);
             // The last element has no index: so it is in QEMU.
-            let index = (structs && index + 1 < count).then_some(index);
+            let index = (!same && index + 1 < count).then_some(index);
             fields.push(Self { array_len, index, ..Self::one(name, value) });
         }
     }
@@ -202,5 +209,27 @@ impl<'a> FieldOut<'a> {
             Value::Struct(tree) => Self { body: Some(TreeOut::of(tree, 0)), ..field("struct", None) },
             Value::Array(values) => field("buffer", Some(values.len())),
         }
+    }
+}
+
+/// Whether one description does for both values.
+fn alike(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Unsigned { width, .. }, Value::Unsigned { width: other, .. })
+        | (Value::Signed { width, .. }, Value::Signed { width: other, .. }) => width == other,
+        (Value::Bool(_), Value::Bool(_)) => true,
+        (Value::Bytes(left), Value::Bytes(right)) => left.len() == right.len(),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| alike(left, right))
+        }
+        (Value::Struct(left), Value::Struct(right)) => {
+            let fields = left.fields.iter().zip(&right.fields);
+            left.vmsd == right.vmsd
+                && left.fields.len() == right.fields.len()
+                && left.subsections.is_empty()
+                && right.subsections.is_empty()
+                && fields.into_iter().all(|(left, right)| left.0 == right.0 && alike(&left.1, &right.1))
+        }
+        _ => false,
     }
 }
