@@ -129,7 +129,12 @@ static void vga_spoil(struct cpu *c) {
     out8(0x3c0, attributes[3] ^ 1);
     out8(0x3c0, 0x20);
     out8(0x3c8, PALETTE_FIRST);
-    out8(0x3c9, 0);
+    for (u32 i = 0; i < 3; i++)
+        out8(0x3c9, 0x3f);
+    for (u32 i = 1; bochs && i < 3; i++) {     // width and height, while the extension is off
+        out16(0x1ce, i);
+        out16(0x1cf, dispi[i] ^ 8);
+    }
     out8(0x3c2, misc ^ 0x80);
     out8(0x3ce, 8);
     ((volatile u16 *)TEXT)[9] = 0;
