@@ -92,7 +92,11 @@ fn what_does_not_fit_is_named() {
     assert!(fault(("cpu", 0), &cpu).starts_with("cpu: env.extra: found bool, wanted no such field"));
     cpu = template.section("cpu", 0).unwrap().tree.clone();
     *cpu.field_mut("env.eip").unwrap() = Value::Unsigned { width: 4, value: 0 };
-    assert_eq!(fault(("cpu", 0), &cpu), "cpu: env.eip: found uint32, wanted uint64");
+    assert_eq!(fault(("cpu", 0), &cpu), "cpu: env.eip: found uint32 0, wanted uint64");
+    *cpu.field_mut("env.eip").unwrap() = Value::Unsigned { width: 8, value: 0 };
+    *cpu.field_mut("env.hflags").unwrap() = Value::Unsigned { width: 4, value: 1 << 32 };
+    assert_eq!(fault(("cpu", 0), &cpu), "cpu: env.hflags: found uint32 4294967296, wanted uint32");
+    *cpu.field_mut("env.hflags").unwrap() = Value::Unsigned { width: 4, value: 0 };
     *cpu.field_mut("env.eip").unwrap() = Value::Unsigned { width: 8, value: 0 };
     *cpu.field_mut("env.mtrr_fixed").unwrap() = Value::Array(Vec::new());
     assert_eq!(fault(("cpu", 0), &cpu), "cpu: env.mtrr_fixed: found array of 0, wanted array of 11");

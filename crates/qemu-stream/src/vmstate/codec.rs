@@ -316,11 +316,15 @@ fn encode_one<'a>(
         (Kind::Bool, Value::Bool(value)) => {
             encoder.u8(u8::from(*value));
         }
-        (Kind::Unsigned(wanted), Value::Unsigned { width, value }) if wanted == width => {
-            put_number(*width, *value, encoder);
+        (Kind::Unsigned(wanted), Value::Unsigned { width, value: number })
+            if wanted == width && value.holds((*number).into()) =>
+        {
+            put_number(*width, *number, encoder);
         }
-        (Kind::Signed(wanted), Value::Signed { width, value }) if wanted == width => {
-            put_number(*width, value.cast_unsigned(), encoder);
+        (Kind::Signed(wanted), Value::Signed { width, value: number })
+            if wanted == width && value.holds((*number).into()) =>
+        {
+            put_number(*width, number.cast_unsigned(), encoder);
         }
         (Kind::Bytes(length), Value::Bytes(bytes)) if *length == bytes.len() => {
             encoder.bytes(bytes);
@@ -336,7 +340,11 @@ fn encode_one<'a>(
                 Kind::Bytes(length) => format!("{length} bytes"),
                 Kind::Struct(schema) => format!("struct {}", schema.vmsd),
             };
-            return Err(FieldError { place: place(), found: value.describe(), wanted });
+            let found = match value.number() {
+                Some(number) => format!("{} {number}", value.describe()),
+                None => value.describe(),
+            };
+            return Err(FieldError { place: place(), found, wanted });
         }
     }
     Ok(())

@@ -91,7 +91,7 @@ impl Value {
     }
 
     /// Whether the kind and width of this value can hold a number.
-    fn holds(&self, number: i128) -> bool {
+    pub(crate) fn holds(&self, number: i128) -> bool {
         match self {
             Self::Unsigned { width, .. } => (0..1_i128 << (u32::from(*width) * 8)).contains(&number),
             Self::Signed { width, .. } => {
@@ -103,7 +103,7 @@ impl Value {
         }
     }
 
-    fn number(&self) -> Option<i128> {
+    pub(crate) fn number(&self) -> Option<i128> {
         match self {
             Self::Unsigned { value, .. } => Some((*value).into()),
             Self::Signed { value, .. } => Some((*value).into()),

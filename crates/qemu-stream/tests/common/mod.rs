@@ -10,19 +10,28 @@ use hyperferry_wire::{Result, StreamPath};
 
 /// Name and bytes of every whole stream in `testdata`.
 pub(crate) fn streams() -> Vec<(String, Vec<u8>)> {
-    let mut streams = Vec::new();
+    files(|name| !name.ends_with(EMULATOR_CONTEXT))
+}
+
+/// Name and bytes of every EMULATOR_CONTEXT in `testdata`.
+pub(crate) fn emulator_contexts() -> Vec<(String, Vec<u8>)> {
+    files(|name| name.ends_with(EMULATOR_CONTEXT))
+}
+
+const EMULATOR_CONTEXT: &str = ".emulator-context";
+
+fn files(wanted: impl Fn(&str) -> bool) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if let Some(name) = name.strip_suffix(".zst")
-            && name.starts_with("pc-")
-        {
-            streams.push((name.to_owned(), load(name)));
+        if let Some(name) = name.strip_suffix(".zst").filter(|name| wanted(name)) {
+            files.push((name.to_owned(), load(name)));
         }
     }
-    assert!(streams.len() >= 10);
-    streams.sort();
-    streams
+    assert!(files.len() >= 4);
+    files.sort();
+    files
 }
 
 /// A file of `testdata` by name.
