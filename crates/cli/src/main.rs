@@ -1,20 +1,28 @@
-//! The hyperferry command
-use hyperferry_relay::{session::Landing, progress::Progress, endpoint::open_input};
-use hyperferry_translate::{qemu::{args::Options, Accelerator}, refusal::Policy, source::Source};
-#[tokio::main]
-async fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let acc = if a[3] == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg };
-    let mut policy = Policy::default();
-    for n in a[5].split(',').filter(|n| !n.is_empty()) { policy.allow(n).unwrap(); }
-    let mut options = Options::new(acc);
-    options.serial = a[4].clone();
-    let intake = Source::open(open_input(&a[1]).unwrap().reader, policy.clone()).unwrap_or_else(|e| { println!("{e}"); std::process::exit(4) });
-    let landing = Landing { qemu: a[2].clone().into(), options, extra: a[7..].to_vec(), policy };
-    println!("{:?}", landing.launch(intake.outline()).arguments());
-    let arrived = match landing.load(intake, &Progress::silent()).await { Ok(a) => a, Err(e) => { println!("ERR {e}"); std::process::exit(5) } };
-    println!("{}", arrived.report);
-    let mut running = arrived.loaded.resume().await.unwrap();
-    println!("running");
-    println!("{:?}", running.follow(Some(std::time::Duration::from_secs(a[6].parse().unwrap()))).await);
+//! The `hyperferry` command: glue between the terminal and the libraries, and nothing else.
+//!
+//! * [`args`] says what can be asked for, [`commands`] has one file for each command.
+//! * [`exit`] is the one place where an error becomes an exit code (`docs/exit-codes.md`).
+//! * Data goes to standard output ([`output`]); words, findings and progress go to standard error.
+
+mod args;
+mod commands;
+mod destination;
+mod dump;
+mod exit;
+mod host;
+mod logging;
+mod model;
+mod output;
+mod progress;
+mod report;
+mod runtime;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    logging::start(&cli.words);
+    exit::code_of(commands::run(cli))
 }

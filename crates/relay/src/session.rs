@@ -1,33 +1,43 @@
-//! A whole move: a Xen stream on one side, a QEMU on the other.
+//! A whole move: a stream on one side, a QEMU or a file on the other.
 //!
 //! ```text
-//! open the stream -> outline -> QEMU's command line -> template -> QEMU waits
-//!   -> pages as they come -> state -> loaded, stopped -> the guest runs
+//! open the stream -> outline -> admit -> QEMU's command line -> template
+//!   land:    QEMU waits -> pages as they come -> state -> loaded, stopped -> the guest runs
+//!   convert:   a file   -> pages as they come -> state -> the file takes its name
 //! ```
+//!
+//! [`Landing::admit`] refuses what can be refused before a byte is written; the rest of a stream may refuse later,
+//! and always before the guest runs or the file has its name.
 
 use std::{
-    io::Read,
-    path::PathBuf,
+    collections::BTreeMap,
+    io::{self, BufWriter, Read, Write},
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use hyperferry_qemu_stream::Template;
 use hyperferry_translate::{
-    Error as TranslateError,
-    qemu::{APIC_BUS_HZ, Destination, QemuSink, args},
-    refusal::Policy,
+    Error as TranslateError, cpu_features,
+    qemu::{APIC_BUS_HZ, Accelerator, Destination, QemuSink, args},
+    refusal::{self, Policy},
     report::Report,
     source::Source,
 };
 use hyperferry_vm_model::Vm;
+use serde_json::{Value, json};
 
 use crate::{
-    Error, Result,
+    BoxError, Error, Result,
     landing::{Loaded, Waiting},
-    progress::Progress,
-    qemu::Launch,
+    lane,
+    progress::{Phase, Progress},
+    qemu::{Launch, Process},
     template,
 };
+
+/// How far two clocks may be apart and still count as one: what NTP can slew away (kernel/time/ntp.c, MAXFREQ).
+const CLOCK_TOLERANCE_PPM: u64 = 500;
 
 /// The destination as the user describes it.
 #[derive(Clone, Debug)]
@@ -40,6 +50,21 @@ pub struct Landing {
     pub extra: Vec<String>,
     /// What the user allows.
     pub policy: Policy,
+    /// Rate at which the destination's time-stamp counter runs, kHz; none where it takes the guest's.
+    pub tsc_khz: Option<u32>,
+    /// Whether QEMU may write to our standard output.
+    pub console: bool,
+}
+
+/// What a translation came to.
+#[derive(Debug)]
+pub struct Translated {
+    /// The VM.
+    pub vm: Vm,
+    /// What became of every field.
+    pub report: Report,
+    /// Pages read.
+    pub pages: u64,
 }
 
 /// A guest that is loaded and stopped, and the account of how it got there.
@@ -47,12 +72,12 @@ pub struct Landing {
 pub struct Arrived {
     /// The QEMU that holds it.
     pub loaded: Loaded,
-    /// The VM.
-    pub vm: Vm,
-    /// What became of every field.
-    pub report: Report,
+    /// The VM, and what became of every field.
+    pub translated: Translated,
     /// The arguments that QEMU was started with.
     pub arguments: Vec<String>,
+    /// Machine type of the destination, in full.
+    pub machine: String,
 }
 
 impl Landing {
@@ -60,38 +85,165 @@ impl Landing {
     pub fn launch(&self, vm: &Vm) -> Launch {
         let mut arguments = args::command_line(vm, &self.options);
         arguments.extend(self.extra.iter().cloned());
-        Launch::new(&self.qemu, arguments)
+        let launch = Launch::new(&self.qemu, arguments);
+        if self.console { launch.with_console() } else { launch }
+    }
+
+    /// Refuses what can be refused before anything is written: a memory layout that QEMU cannot have, CPU features
+    /// that the destination lacks. What is allowed, or only worth knowing, is in the report.
+    pub async fn admit(&self, vm: &Vm) -> Result<Report> {
+        let mut report = Report::default();
+        if !args::can_lay_out(&vm.memory) {
+            let what = format!(
+                "the guest's RAM reaches {:#x} below 4 GiB, and QEMU's pc machine ends it at 0xc0000000 at the latest \
+                 when some lies above",
+                vm.memory.low_end
+            );
+            let remedy = "set mmio_hole=1024 in the guest's configuration and boot it again before the move";
+            self.policy.refuse(&mut report, refusal::MEMORY_LAYOUT, what, remedy);
+        }
+        TranslateError::unless_allowed(&report)?;
+        if !vm.cpuid.leaves.is_empty() {
+            let available =
+                cpu_model_features(&self.qemu, self.options.accelerator, self.base_model()).await?;
+            let missing = cpu_features::missing(&vm.cpuid, &available);
+            if !missing.is_empty() {
+                let what = format!(
+                    "the guest may use CPU features that the destination lacks: {}",
+                    missing.join(" ")
+                );
+                let remedy = "mask them in the guest's configuration (cpuid=) and boot it again, or land it on a host \
+                              that has them";
+                self.policy.refuse(&mut report, refusal::CPU_FEATURES, what, remedy);
+            }
+        }
+        TranslateError::unless_allowed(&report)?;
+        Ok(report)
     }
 
     /// Translates a stream straight into a QEMU that waits for it; the guest does not run yet.
     pub async fn load<R: Read + Send + 'static>(
         &self,
         source: Source<R>,
+        admitted: Report,
         progress: &Progress,
     ) -> Result<Arrived> {
         let launch = self.launch(source.outline());
         let template = learn(&launch, progress).await?;
+        let machine = template.machine().to_owned();
         let waiting = Waiting::start(&launch, progress.clone()).await?;
+        let translation = self.translation(template, admitted);
+        let (loaded, translated) =
+            waiting.load(move |out| translation.run(source, out).map(|(_, translated)| translated)).await?;
+        Ok(Arrived { loaded, translated, arguments: launch.arguments().to_vec(), machine })
+    }
+
+    /// Translates a stream into a writer, in the dialect of this QEMU.
+    pub async fn write<R, W>(
+        &self,
+        source: Source<R>,
+        admitted: Report,
+        out: W,
+        progress: &Progress,
+    ) -> Result<(W, Translated)>
+    where
+        R: Read + Send + 'static,
+        W: Write + Send + 'static,
+    {
+        let template = learn(&self.launch(source.outline()), progress).await?;
+        let translation = self.translation(template, admitted);
+        write(out, progress, move |out| translation.run(source, out).map(|(_, translated)| translated)).await
+    }
+
+    /// The CPU model that the guest's is made from: the user's, or all that the accelerator has.
+    fn base_model(&self) -> &str {
+        match (&self.options.cpu, self.options.accelerator) {
+            (Some(model), _) => model.split(',').next().unwrap_or(model),
+            (None, Accelerator::Kvm) => "host",
+            (None, Accelerator::Tcg) => "max",
+        }
+    }
+
+    fn translation(&self, template: Template, admitted: Report) -> Translation {
         let (accelerator, policy) = (self.options.accelerator, self.policy.clone());
-        let (loaded, (vm, report)) = waiting
-            .load(move |out| {
-                let wall_ns = wall_clock_ns();
-                let destination = Destination {
-                    template: &template,
-                    accelerator,
-                    apic_bus_hz: APIC_BUS_HZ,
-                    wall_ns,
-                    policy: &policy,
-                };
-                let layout = source.outline().memory.clone();
-                let mut sink = QemuSink::new(out, destination, &layout)?;
-                let taken = source.pump(|addresses, data| sink.pages(addresses, data))?;
-                let mut report = taken.report;
-                sink.finish(&taken.vm, &taken.held, &mut report)?;
-                Ok::<_, TranslateError>((taken.vm, report))
-            })
-            .await?;
-        Ok(Arrived { loaded, vm, report, arguments: launch.arguments().to_vec() })
+        Translation { template, accelerator, policy, admitted, tsc_khz: self.tsc_khz }
+    }
+}
+
+/// Everything that the page lane needs to translate on its own.
+struct Translation {
+    template: Template,
+    accelerator: Accelerator,
+    policy: Policy,
+    admitted: Report,
+    tsc_khz: Option<u32>,
+}
+
+impl Translation {
+    fn run<R: Read, W: Write>(
+        self,
+        source: Source<R>,
+        out: W,
+    ) -> hyperferry_translate::Result<(W, Translated)> {
+        let destination = Destination {
+            template: &self.template,
+            accelerator: self.accelerator,
+            apic_bus_hz: APIC_BUS_HZ,
+            wall_ns: wall_clock_ns(),
+            policy: &self.policy,
+        };
+        let layout = source.outline().memory.clone();
+        let mut sink = QemuSink::new(out, destination, &layout)?;
+        let taken = source.pump(|addresses, data| sink.pages(addresses, data))?;
+        let mut report = self.admitted;
+        report.fields.extend(taken.report.fields);
+        report.findings.extend(taken.report.findings);
+        if let Some(khz) = self.tsc_khz {
+            judge_tsc(taken.vm.clock.tsc_khz, khz, &self.policy, &mut report);
+        }
+        let out = sink.finish(&taken.vm, &taken.held, &mut report)?;
+        Ok((out, Translated { vm: taken.vm, report, pages: taken.pages }))
+    }
+}
+
+/// Runs `produce` on a thread of its own, with a buffered writer that is counted in `progress`. Gives the output back.
+pub async fn write<W, T, E>(
+    out: W,
+    progress: &Progress,
+    produce: impl FnOnce(&mut dyn Write) -> std::result::Result<T, E> + Send + 'static,
+) -> Result<(W, T)>
+where
+    W: Write + Send + 'static,
+    T: Send + 'static,
+    E: Into<BoxError>,
+{
+    progress.enter(Phase::Stream);
+    let counted = Counted { inner: out, progress: progress.clone() };
+    let lane = lane::spawn("stream", move || {
+        let mut buffered = BufWriter::with_capacity(lane::STEP, counted);
+        let made = produce(&mut buffered).map_err(Into::into)?;
+        buffered.flush()?;
+        let counted = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok((counted.inner, made))
+    })?;
+    lane.result().await.map_err(Error::Stream)
+}
+
+/// Counts what is written.
+struct Counted<W> {
+    inner: W,
+    progress: Progress,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.progress.add(count as u64, 0);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -99,6 +251,40 @@ impl Landing {
 pub async fn learn(launch: &Launch, progress: &Progress) -> Result<Template> {
     let captured = template::capture_with(launch, progress, |stream| Template::from_stream(stream)).await?;
     Ok(captured.content)
+}
+
+/// The features that a QEMU has under one of its CPU models, by its own names.
+///
+/// A QEMU without a machine is asked (`query-cpu-model-expansion`, type full), which takes a fraction of a second.
+pub async fn cpu_model_features(
+    qemu: &Path,
+    accelerator: Accelerator,
+    model: &str,
+) -> Result<BTreeMap<String, bool>> {
+    const DOING: &str = "naming the features of its CPU model";
+    let bare = ["-machine", "none", "-accel", accelerator.name(), "-nodefaults", "-display", "none"];
+    let mut qemu = Process::start(&Launch::new(qemu, bare)).await?;
+    let question = json!({ "type": "full", "model": { "name": model } });
+    let answer = qemu.execute(DOING, "query-cpu-model-expansion", question).await?;
+    qemu.quit().await?;
+    let properties = answer.pointer("/model/props").and_then(Value::as_object);
+    let flag = |(name, value): (&String, &Value)| Some((name.clone(), value.as_bool()?));
+    Ok(properties.into_iter().flatten().filter_map(flag).collect())
+}
+
+/// A guest that has measured its time-stamp counter goes on to count on that rate.
+fn judge_tsc(guest_khz: u32, host_khz: u32, policy: &Policy, report: &mut Report) {
+    let (guest, host) = (u64::from(guest_khz), u64::from(host_khz));
+    if guest == 0 || host == 0 || guest.abs_diff(host) * 1_000_000 <= guest * CLOCK_TOLERANCE_PPM {
+        return;
+    }
+    let what = format!(
+        "the guest's time-stamp counter ran at {guest_khz} kHz, and the destination's runs at {host_khz} kHz and \
+         cannot be scaled"
+    );
+    let remedy = "use a host whose KVM scales the TSC (AMD, or Intel since Skylake-SP), or a guest that takes its time \
+                  from the ACPI PM timer (clocksource=acpi_pm)";
+    policy.refuse(report, refusal::TSC_FREQUENCY, what, remedy);
 }
 
 /// The host's wall clock, nanoseconds since 1970.
@@ -110,5 +296,37 @@ pub fn wall_clock_ns() -> u64 {
 impl From<TranslateError> for Error {
     fn from(error: TranslateError) -> Self {
         Self::Stream(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(guest_khz: u32, host_khz: u32) -> bool {
+        let mut report = Report::default();
+        judge_tsc(guest_khz, host_khz, &Policy::default(), &mut report);
+        report.refusals().any(|finding| finding.name == "tsc-frequency")
+    }
+
+    #[test]
+    fn clocks_that_ntp_cannot_bring_together_are_refused() {
+        assert!(!refused(2_000_000, 2_001_000));
+        assert!(refused(2_000_000, 2_001_001));
+        assert!(refused(2_001_001, 2_000_000));
+        assert!(!refused(0, 2_000_000), "a rate that nobody knows is no reason");
+    }
+
+    #[tokio::test]
+    async fn what_a_producer_writes_comes_out_and_its_error_too() {
+        let (out, made) = write(Vec::new(), &Progress::silent(), |out| {
+            out.write_all(b"abc")?;
+            Ok::<_, io::Error>(7)
+        })
+        .await
+        .unwrap();
+        assert_eq!((out.as_slice(), made), (&b"abc"[..], 7));
+        let failed = write(Vec::new(), &Progress::silent(), |_| Err::<(), _>(io::Error::other("no")));
+        assert!(matches!(failed.await.unwrap_err(), Error::Stream(error) if error.to_string() == "no"));
     }
 }

@@ -1,0 +1,115 @@
+//! `hyperferry convert`: one format into another.
+
+use hyperferry_kvm_state as kvm;
+use hyperferry_relay::{
+    endpoint::{Output, open_output},
+    progress::{Phase, Progress},
+    session::{self, Translated},
+};
+use hyperferry_translate::{
+    report::{Fate, FieldFate, Report},
+    source::CheckpointSink,
+};
+
+use super::{Intake, open};
+use crate::{
+    args::{Convert, Target, Words},
+    destination::say_what_to_map,
+    exit::{self, Error, Result},
+    host, progress,
+    report::Account,
+    runtime,
+};
+
+/// Translates; the output appears once all of it is there and nothing was refused.
+pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
+    let to = match arguments.to {
+        Target::Qemu => "qemu",
+        Target::Kvm => "kvm",
+        Target::Model => "model",
+        Target::Xen => {
+            let today = "the Xen format is read, not yet written from a translation; `--to qemu`, `--to kvm` and \
+                         `--to model` work today";
+            return Err(Error::Unsupported(format!("--to xen: {today}")));
+        }
+    };
+    let account = Account { file: arguments.loss.report.as_deref(), to, verbose: words.verbose > 0 };
+    let policy = arguments.loss.allow.policy();
+    let source = account.of(open(&arguments.input, policy))?;
+    let progress = progress::start(words.progress);
+    let work = runtime::unless_interrupted(translate(arguments, source, &progress));
+    let (output, translated) = account.of(runtime::run(work))?;
+    // A refusal or a signal came before this; from here on the output exists.
+    output.commit()?;
+    progress.enter(Phase::Done);
+    account.tell(&translated.report)?;
+    eprintln!("{} pages of {}", translated.pages, translated.vm.origin);
+    Ok(exit::OK)
+}
+
+async fn translate(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
+    if arguments.to != Target::Qemu {
+        let output = open_output(&arguments.output)?;
+        return match arguments.to {
+            Target::Kvm => to_kvm(source, output, progress).await,
+            _ => to_model(source, output, progress).await,
+        };
+    }
+    let landing = arguments.destination.landing(arguments.loss.allow.policy())?;
+    say_what_to_map(source.outline(), &landing.options);
+    let admitted = landing.admit(source.outline()).await?;
+    let output = open_output(&arguments.output)?;
+    Ok(landing.write(source, admitted, output, progress).await?)
+}
+
+/// The neutral model with memory.
+async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result<(Output, Translated)> {
+    let made = session::write(output, progress, move |out| {
+        let outline = source.outline().clone();
+        let mut sink = CheckpointSink::new(out, &outline)?;
+        let taken = source.pump(|addresses, data| sink.pages(addresses, data))?;
+        sink.finish(&taken.vm, &taken.held)?;
+        Ok::<_, hyperferry_translate::Error>(Translated {
+            vm: taken.vm,
+            report: taken.report,
+            pages: taken.pages,
+        })
+    });
+    Ok(made.await?)
+}
+
+/// The state of KVM's ioctls, which has no memory.
+async fn to_kvm(source: Intake, output: Output, progress: &Progress) -> Result<(Output, Translated)> {
+    let target = host::kvm_target();
+    let made = session::write(output, progress, move |out| {
+        let taken = source.pump(|_, _| Ok(()))?;
+        let mut report = taken.report;
+        let (state, fates) = kvm::localise(&taken.vm, &target)?;
+        report.fields.extend(fates.into_iter().map(kvm_fate));
+        note_memory(&mut report);
+        out.write_all(kvm::to_json(&state)?.as_bytes())?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Translated {
+            vm: taken.vm,
+            report,
+            pages: taken.pages,
+        })
+    });
+    Ok(made.await?)
+}
+
+fn kvm_fate(fate: kvm::FieldFate) -> FieldFate {
+    let kvm::FieldFate { field, fate, note } = fate;
+    let fate = match fate {
+        kvm::Fate::Carried => Fate::Carried,
+        kvm::Fate::Derived => Fate::Derived,
+        kvm::Fate::Defaulted => Fate::Defaulted,
+        kvm::Fate::Dropped => Fate::Dropped,
+    };
+    FieldFate { stage: "model -> KVM", record: "vm".to_owned(), field, fate, note }
+}
+
+fn note_memory(report: &mut Report) {
+    report
+        .record("model -> KVM", "PAGE_DATA")
+        .dropped("pages", "memory is no part of the state of KVM's ioctls");
+}

@@ -1,0 +1,47 @@
+//! The commands, one file each.
+
+mod completions;
+mod convert;
+mod diff;
+mod inspect;
+mod land;
+mod libvirt_xml;
+mod man;
+mod qemu_args;
+mod verify;
+
+use std::path::Path;
+
+use hyperferry_relay::endpoint::open_input;
+use hyperferry_translate::{refusal::Policy, source::Source};
+
+use crate::{
+    args::{Cli, Command},
+    exit::Result,
+};
+
+/// A VM that is read from an input of any compression.
+type Intake = Source<Box<dyn std::io::Read + Send>>;
+
+/// Does what was asked for, and gives the exit code.
+pub(crate) fn run(cli: Cli) -> Result<u8> {
+    let Cli { command, words } = cli;
+    match command {
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments, &words),
+        Command::Convert(arguments) => convert::run(&arguments, &words),
+        Command::QemuArgs(arguments) => qemu_args::run(&arguments),
+        Command::LibvirtXml(arguments) => libvirt_xml::run(&arguments),
+        Command::Land(arguments) => land::run(arguments, &words),
+        Command::Diff(arguments) => diff::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man => man::run(),
+    }
+}
+
+/// Opens an input and reads what comes before memory.
+fn open(path: &Path, policy: Policy) -> Result<Intake> {
+    let input = open_input(path)?;
+    tracing::info!(input = %path.display(), compression = ?input.compression, "opened");
+    Ok(Source::open(input.reader, policy)?)
+}

@@ -1,0 +1,59 @@
+//! From the command line to a destination, and what of the guest's surroundings is missing there.
+
+use std::path::Path;
+
+use hyperferry_relay::session::Landing;
+use hyperferry_translate::{
+    qemu::{Accelerator, args},
+    refusal::Policy,
+};
+use hyperferry_vm_model::Vm;
+
+use crate::{args::Destination, exit::Result, host};
+
+impl Destination {
+    /// The machine that was asked for.
+    pub(crate) fn options(&self, accelerator: Accelerator) -> args::Options {
+        let mut options = args::Options::new(accelerator);
+        options.machine.clone_from(&self.machine);
+        options.cpu.clone_from(&self.cpu);
+        options.disks.extend(self.map_disk.iter().cloned());
+        options.bridges.extend(self.map_bridge.iter().cloned());
+        options
+    }
+
+    /// All of the destination, on this host.
+    pub(crate) fn landing(&self, policy: Policy) -> Result<Landing> {
+        let qemu = host::qemu(self.qemu.as_deref())?;
+        let accelerator = host::accelerator(self.accel);
+        let tsc_khz = host::tsc_khz(accelerator);
+        let options = self.options(accelerator);
+        Ok(Landing { qemu, options, extra: Vec::new(), policy, tsc_khz, console: false })
+    }
+}
+
+/// Disks of the guest that are not on this host under the name that QEMU will be given.
+pub(crate) fn missing_disks(vm: &Vm, options: &args::Options) -> Vec<(String, String)> {
+    let missing = vm.config.disks.iter().filter_map(|disk| {
+        let source = disk.path.as_ref()?;
+        let mapped = options.disks.get(&disk.vdev).or_else(|| options.disks.get(source)).unwrap_or(source);
+        // `nbd://host`, `json:{…}`: not files.
+        let is_file = !mapped.split('/').next().is_some_and(|start| start.contains(':'));
+        (is_file && !Path::new(mapped).exists()).then(|| (disk.vdev.clone(), mapped.clone()))
+    });
+    missing.collect()
+}
+
+/// Says what of the guest's surroundings has to be named anew.
+pub(crate) fn say_what_to_map(vm: &Vm, options: &args::Options) {
+    for (vdev, path) in missing_disks(vm, options) {
+        eprintln!(
+            "note [disk]: {vdev} is {path} at the source, and not here: --map-disk {vdev}=PATH says where it is"
+        );
+    }
+    for bridge in args::unmapped_bridges(vm, options) {
+        eprintln!(
+            "note [bridge]: a network card was on bridge {bridge}; it is left unconnected unless --map-bridge {bridge}=HERE"
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! How far it is: a line that changes on a terminal, plain lines elsewhere, or lines of JSON.
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use hyperferry_relay::progress::{Phase, Progress, Update};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::args::ProgressMode;
+
+/// How often a terminal's line changes while nothing else does.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A progress for this mode; all of it goes to standard error.
+pub(crate) fn start(mode: ProgressMode) -> Progress {
+    let terminal = io::stderr().is_terminal();
+    match mode {
+        ProgressMode::Auto if terminal => on_terminal(),
+        ProgressMode::Tty => on_terminal(),
+        ProgressMode::Auto | ProgressMode::Plain => {
+            let mut last = None;
+            Progress::new(move |update| plain(update, &mut last))
+        }
+        ProgressMode::Json => Progress::new(|update| {
+            if let Ok(line) = serde_json::to_string(&update) {
+                eprintln!("{line}");
+            }
+        }),
+        ProgressMode::None => Progress::silent(),
+    }
+}
+
+fn on_terminal() -> Progress {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(TICK);
+    Progress::new(move |update| match update.phase {
+        Phase::Running | Phase::Done => bar.finish_and_clear(),
+        _ => bar.set_message(sentence(update)),
+    })
+}
+
+/// One line when a phase begins, and one with its amount when it has moved bytes and ends.
+fn plain(update: Update, last: &mut Option<Phase>) {
+    let begins = *last != Some(update.phase);
+    *last = Some(update.phase);
+    if begins {
+        eprintln!("{}", words(update.phase));
+    }
+}
+
+fn sentence(update: Update) -> String {
+    let words = words(update.phase);
+    if update.bytes == 0 {
+        return words.to_owned();
+    }
+    format!("{words}: {}, {}/s", HumanBytes(update.bytes), HumanBytes(update.bytes_per_second))
+}
+
+fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Start => "starting",
+        Phase::Template => "learning the destination's dialect from its QEMU",
+        Phase::Launch => "starting the destination",
+        Phase::Stream => "moving memory and state",
+        Phase::Load => "the destination loads the state",
+        Phase::Resume => "letting the guest run",
+        Phase::Running => "the guest runs",
+        Phase::Done => "done",
+        _ => "working",
+    }
+}
