@@ -2,7 +2,7 @@
 # Builds one lab host from Debian packages: `cargo xtask lab build` calls it as root.
 # usage: build-host.sh xen|kvm OUT
 # environment: SOURCES (lines for apt), APT_OPTIONS (a file of apt settings), KEY (public ssh key),
-#              QEMU (directory with 7.2/ and 10.0/), GUEST (directory with vmlinuz and initrd.gz)
+#              QEMU (directory with 7.2/ and 10.0/)
 # result: OUT/{kernel,initrd,disk.img}, for the Xen host also OUT/xen.elf
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,7 +28,6 @@ mmdebstrap --quiet --mode=root --variant=minbase --format=directory --aptopt="$A
   --essential-hook="$small_initrd" --include="$packages" bookworm "$tree" - <<<"$SOURCES"
 
 mkdir -p "$tree/guest" "$tree/opt/qemu" "$tree/root/.ssh"
-cp "$GUEST"/vmlinuz "$GUEST"/initrd.gz "$tree/guest/"
 cp "$KEY" "$tree/root/.ssh/authorized_keys"
 chmod 700 "$tree/root/.ssh"
 cat "$here/init" "$here/$host/init" > "$tree/lab-init"

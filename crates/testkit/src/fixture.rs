@@ -8,9 +8,6 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Largest window that `cargo xtask fixtures capture` packs with.
-const WINDOW_LOG_MAX: u32 = 27;
-
 /// One captured stream.
 #[derive(Clone, Debug)]
 pub struct Fixture {
@@ -36,9 +33,7 @@ impl Fixture {
     /// The stream, uncompressed while it is read.
     pub fn open(&self) -> Result<impl Read + use<>> {
         let file = fs::File::open(self.path()).with_context(|| format!("{} has no stream", self.name))?;
-        let mut decoder = zstd::Decoder::new(file)?;
-        decoder.window_log_max(WINDOW_LOG_MAX)?;
-        Ok(decoder)
+        Ok(zstd::Decoder::new(file)?)
     }
 
     /// The whole stream.

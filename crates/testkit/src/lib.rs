@@ -3,11 +3,15 @@
 //! * [`fixtures`] walks `fixtures/`; a [`Fixture`] gives its stream and its typed [`Origin`].
 //! * [`golden`] compares a text with a file beside the fixture, or rewrites that file.
 //! * [`tools`] finds the QEMU versions and the `hyperferry` binary.
+//! * [`witness`] reads what the witness guests print.
+//! * [`lab`] reaches the two hosts of the lab.
 
 mod fixture;
 pub mod golden;
+pub mod lab;
 mod origin;
 pub mod tools;
+pub mod witness;
 
 pub use fixture::{Fixture, Pair, fixtures, pairs};
 pub use origin::{Kind, Origin};

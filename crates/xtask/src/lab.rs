@@ -1,18 +1,23 @@
 //! The two-host lab: a real Xen host and a real KVM host, both under software emulation on this machine.
 
 mod build;
+mod guests;
 mod host;
 
-pub(crate) use host::Host;
+pub(crate) use guests::witness;
+pub(crate) use host::describe;
 
 use crate::sh::step;
 use anyhow::Result;
 use clap::Subcommand;
+use hyperferry_testkit::lab::Host;
+use std::fs;
 
 /// What can be done with the lab.
 #[derive(Subcommand)]
 pub(crate) enum Action {
-    /// Build the disk images from Debian packages (about 3 min; done again only when tests/lab changed).
+    /// Build the disk images from Debian packages (about 3 min; done again only when their recipe in
+    /// tests/lab changed).
     Build,
     /// Boot the hosts, building them first where needed (about 1 min; 2 cores and 3 GiB each).
     Up {
@@ -25,6 +30,12 @@ pub(crate) enum Action {
     Down {
         /// Which hosts; both when none is named.
         hosts: Vec<Host>,
+    },
+    /// Run the tests of tests/lab against both hosts, booting them where needed.
+    Test {
+        /// Names of tests, and other arguments of the test program.
+        #[arg(last = true)]
+        arguments: Vec<String>,
     },
     /// Run a command in a host: `lab ssh xen -- xl list`. Without a command, a shell.
     Ssh {
@@ -43,11 +54,12 @@ pub(crate) fn act(action: Action) -> Result<()> {
         Action::Up { hosts } => up(&named(hosts)),
         Action::Status => {
             for host in Host::ALL {
-                step(host.status());
+                step(host::status(host));
             }
             Ok(())
         }
-        Action::Down { hosts } => named(hosts).into_iter().try_for_each(Host::down),
+        Action::Down { hosts } => named(hosts).into_iter().try_for_each(host::down),
+        Action::Test { arguments } => crate::ci::lab_test(&arguments),
         Action::Ssh { host, command } => {
             let status = host.ssh(&command.join(" ")).status()?;
             std::process::exit(status.code().unwrap_or(1));
@@ -57,11 +69,26 @@ pub(crate) fn act(action: Action) -> Result<()> {
 
 /// Boots `hosts` side by side; those that run already are left alone.
 pub(crate) fn up(hosts: &[Host]) -> Result<()> {
+    let mut booted = Vec::new();
     for host in hosts {
         build::provide(*host)?;
-        host.start()?;
+        if host::start(*host)? {
+            booted.push(*host);
+        }
     }
-    hosts.iter().try_for_each(|host| host.wait())
+    booted.into_iter().try_for_each(|host| {
+        host::wait(host)?;
+        provide_guests(host)
+    })
+}
+
+/// Puts the guests where every host has them: `/guest/{vmlinuz,initrd.gz,witness.bzimage}`.
+fn provide_guests(host: Host) -> Result<()> {
+    let linux = guests::linux()?;
+    for name in ["vmlinuz", "initrd.gz"] {
+        host.send(&fs::read(linux.join(name))?, &format!("/guest/{name}"))?;
+    }
+    host.send(&guests::witness()?, "/guest/witness.bzimage")
 }
 
 fn named(hosts: Vec<Host>) -> Vec<Host> {

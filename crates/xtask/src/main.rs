@@ -2,6 +2,7 @@
 //! 13 machine (as root, or through sudo) and keeps what it built under `target/lab`.
 
 mod apt;
+mod ci;
 mod fixtures;
 mod lab;
 mod paths;
@@ -23,6 +24,16 @@ enum Task {
     /// The two-host lab: real Xen and real KVM under software emulation.
     #[command(subcommand)]
     Lab(lab::Action),
+    /// Run all tests that need no lab: brings both QEMU versions and builds the binary first.
+    Test {
+        /// Arguments for `cargo test --workspace`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Rewrite the golden dumps beside the fixtures with what `hyperferry inspect` prints now.
+    Golden,
+    /// Everything that continuous integration checks: format, lints, test, lab test.
+    Ci,
     /// The fixtures: real streams of the witness guest, captured in the lab.
     #[command(subcommand)]
     Fixtures(fixtures::Action),
@@ -40,6 +51,9 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::Qemu { fresh } => qemu::provide(fresh),
         Task::Lab(action) => lab::act(action),
+        Task::Test { arguments } => ci::test(&arguments),
+        Task::Golden => ci::golden(),
+        Task::Ci => ci::ci(),
         Task::Fixtures(action) => fixtures::act(action),
     };
     match done {

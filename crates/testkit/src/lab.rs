@@ -1,0 +1,109 @@
+//! The two hosts of the lab, as tests reach them once `cargo xtask lab up` has booted them.
+
+use crate::tools;
+use anyhow::{Context, Result, bail};
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+/// A host of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Xen 4.17 with a Debian dom0.
+    Xen,
+    /// Linux 6.12 with KVM and both QEMU versions.
+    Kvm,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Host::Xen => "xen",
+            Host::Kvm => "kvm",
+        })
+    }
+}
+
+impl FromStr for Host {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|host| host.to_string() == name).context("the hosts are xen and kvm")
+    }
+}
+
+impl Host {
+    /// Both.
+    pub const ALL: [Host; 2] = [Host::Xen, Host::Kvm];
+
+    /// Where its images and, while it runs, its files are.
+    pub fn dir(self) -> PathBuf {
+        tools::lab().join(self.to_string())
+    }
+
+    /// The key that opens both hosts.
+    pub fn key() -> PathBuf {
+        tools::lab().join("id_lab")
+    }
+
+    /// The port on 127.0.0.1 that leads to its ssh.
+    pub fn port(self) -> u16 {
+        let noted =
+            fs::read_to_string(self.dir().join("port")).ok().and_then(|port| port.trim().parse().ok());
+        noted.unwrap_or(self.usual_port())
+    }
+
+    /// That port where nothing else holds it.
+    pub fn usual_port(self) -> u16 {
+        match self {
+            Host::Xen => 2232,
+            Host::Kvm => 2233,
+        }
+    }
+
+    /// A command that runs `line` in its shell, or opens a shell for an empty line.
+    pub fn ssh(self, line: &str) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+        ssh.args(["-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=20", "-p", &self.port().to_string()]);
+        ssh.arg("-i").arg(Self::key()).arg("root@127.0.0.1");
+        if !line.is_empty() {
+            ssh.arg(line);
+        }
+        ssh
+    }
+
+    /// Runs a shell script in it and gives what it printed; a failure is an error with that text.
+    pub fn run(self, script: &str) -> Result<String> {
+        let output = self.ssh(script).stdin(Stdio::null()).output().context("cannot start ssh")?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("the {self} host ended with {} after:\n{script}\n{printed}{errors}", output.status);
+        }
+        Ok(printed)
+    }
+
+    /// Writes a file in it.
+    pub fn send(self, bytes: &[u8], path: &str) -> Result<()> {
+        let mut ssh = self.ssh(&format!("cat > {path}")).stdin(Stdio::piped()).spawn()?;
+        // Dropped at once: the other side waits for the end.
+        ssh.stdin.take().context("no pipe to ssh")?.write_all(bytes)?;
+        if !ssh.wait()?.success() {
+            bail!("cannot write {path} in the {self} host");
+        }
+        Ok(())
+    }
+
+    /// Reads a file in it, compressed on the way.
+    pub fn fetch(self, path: &str) -> Result<Vec<u8>> {
+        let output = self.ssh(&format!("zstd -q -3 -c {path}")).output()?;
+        if !output.status.success() {
+            bail!("cannot read {path} in the {self} host");
+        }
+        Ok(zstd::decode_all(output.stdout.as_slice())?)
+    }
+}

@@ -1,0 +1,92 @@
+//! What the witness guests print: lines of `name=value` after a first word.
+
+/// One line `WITNESS beat=… bad=… …` of either witness.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beat {
+    /// How often the guest has checked itself since it started.
+    pub beat: u64,
+    /// How many checks failed since then.
+    pub bad: u64,
+    line: String,
+}
+
+impl Beat {
+    /// The value of a name on the line.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        value(&self.line, name)
+    }
+
+    /// The same as a number.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.value(name)?.parse().ok()
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let line = line.trim_end().strip_prefix("WITNESS ")?;
+        let number = |name| value(line, name)?.parse().ok();
+        Some(Self { beat: number("beat")?, bad: number("bad")?, line: line.to_owned() })
+    }
+}
+
+fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// All beats in what a guest printed, in order. The last line counts once it is complete.
+pub fn beats(serial: &str) -> Vec<Beat> {
+    let complete = serial.rfind('\n').map_or("", |end| serial.get(..end).unwrap_or_default());
+    complete.lines().filter_map(Beat::read).collect()
+}
+
+/// Whether `after` continues `before` without a failed check and without a beat missing or repeated: the reason why not.
+pub fn continues(before: &str, after: &str) -> Result<(), String> {
+    let (Some(last), after) = (beats(before).pop(), beats(after)) else {
+        return Err("the guest had not come to a beat before".to_owned());
+    };
+    let mut wanted = last.beat;
+    for beat in &after {
+        wanted += 1;
+        // The first beat after a move may be the one whose line was cut or printed on the other side.
+        let is_first_again = wanted == last.beat + 1 && (beat.beat == last.beat || beat.beat == wanted + 1);
+        if is_first_again {
+            wanted = beat.beat;
+        }
+        if beat.beat != wanted {
+            return Err(format!("beat {wanted} is missing, then comes {}", beat.line));
+        }
+        if beat.bad != last.bad {
+            return Err(format!("{} checks had failed before, now: {}", last.bad, beat.line));
+        }
+    }
+    if after.is_empty() { Err(format!("no beat after {}", last.beat)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(beats: &[(u64, u64)]) -> String {
+        beats.iter().map(|(beat, bad)| format!("WITNESS beat={beat} bad={bad} cpus=1\n")).collect()
+    }
+
+    #[test]
+    fn beat_is_read_with_its_values() {
+        let beats = beats("START\nWITNESS beat=7 bad=1 fx=2.5 mono=3.250\r\nWITNESS beat=8 bad=1 fx");
+        assert_eq!(beats.len(), 1);
+        assert_eq!((beats[0].beat, beats[0].bad), (7, 1));
+        assert_eq!(beats[0].number("fx"), Some(2.5));
+        assert_eq!(beats[0].number("mono"), Some(3.25));
+        assert_eq!(beats[0].value("absent"), None);
+    }
+
+    #[test]
+    fn going_on_is_told_from_starting_anew_and_from_damage() {
+        let before = lines(&[(5, 0), (6, 0)]);
+        assert_eq!(continues(&before, &lines(&[(7, 0), (8, 0)])), Ok(()));
+        assert_eq!(continues(&before, &lines(&[(8, 0), (9, 0)])), Ok(()));
+        assert!(continues(&before, &lines(&[(1, 0), (2, 0)])).is_err());
+        assert!(continues(&before, &lines(&[(7, 0), (9, 0)])).is_err());
+        assert!(continues(&before, &lines(&[(7, 0), (8, 1)])).is_err());
+        assert!(continues(&before, "").is_err());
+    }
+}

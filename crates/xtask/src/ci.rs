@@ -1,0 +1,74 @@
+//! What continuous integration runs, and what a developer runs before a push.
+
+use crate::sh::{Run, command, step};
+use crate::{apt, lab, paths, qemu};
+use anyhow::Result;
+use hyperferry_testkit::{golden, lab::Host};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Formatting, lints, tests, lab tests.
+pub(crate) fn ci() -> Result<()> {
+    check()?;
+    test(&[])?;
+    lab_test(&[])
+}
+
+/// Formatting and lints.
+fn check() -> Result<()> {
+    step("checking format and lints");
+    cargo(["fmt", "--all", "--check"]).run()?;
+    cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]).run()
+}
+
+/// All tests that need no lab: with both QEMU versions and a release build of the binary at hand.
+pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    apt::install(&["gcc", "libc6-dev", "make", "binutils", "cpio", "busybox-static"])?;
+    qemu::provide(false)?;
+    let binary = release_binary()?;
+    step("testing the workspace (some minutes)");
+    let mut test = cargo(["test", "--workspace", "--quiet"]);
+    test.args(arguments).env("HYPERFERRY_BIN", binary).run()
+}
+
+/// The tests of `tests/lab`, against both hosts.
+pub(crate) fn lab_test(arguments: &[String]) -> Result<()> {
+    lab::up(&Host::ALL)?;
+    let binary = portable_binary()?;
+    step("testing in the lab (some minutes)");
+    let mut test =
+        cargo(["test", "--quiet", "--package", "hyperferry-testkit", "--features", "lab", "--test", "lab"]);
+    // One after the other: the hosts are slow, and their guests share two emulated cores.
+    test.args(["--", "--test-threads=1", "--nocapture"]).args(arguments).env("HYPERFERRY_BIN", binary).run()
+}
+
+/// Rewrites the golden dumps beside the fixtures.
+pub(crate) fn golden() -> Result<()> {
+    golden::check_dumps(&release_binary()?, true)
+}
+
+fn release_binary() -> Result<PathBuf> {
+    step("building hyperferry (release)");
+    cargo(["build", "--release", "--quiet", "--package", "hyperferry"]).run()?;
+    Ok(target_dir().join("release/hyperferry"))
+}
+
+/// A binary that brings its C library along: the lab's hosts may have an older one than this machine.
+fn portable_binary() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    step("building hyperferry (release, static)");
+    let mut build = cargo(["build", "--release", "--quiet", "--package", "hyperferry", "--target", TARGET]);
+    build.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static").run()?;
+    Ok(target_dir().join(TARGET).join("release/hyperferry"))
+}
+
+fn target_dir() -> PathBuf {
+    let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    paths::checkout().join(set.unwrap_or_else(|| PathBuf::from("target")))
+}
+
+fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut cargo = command(env!("CARGO"), arguments);
+    cargo.current_dir(paths::checkout());
+    cargo
+}

@@ -1,0 +1,3 @@
+//! Tests in the lab: real Xen and real KVM. `cargo xtask lab test` boots both hosts and runs them.
+
+mod home;
