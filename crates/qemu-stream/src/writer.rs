@@ -99,6 +99,10 @@ impl<W: Write> StreamWriter<W> {
             let found = format_args!("{total:#x}");
             return Err(Error::invalid(&ram_path(), self.offset, "total", found, "whole pages"));
         }
+        if let Some(block) = start.blocks.iter().find(|block| block.name.len() > usize::from(u8::MAX)) {
+            let found = format_args!("{} bytes", block.name.len());
+            return Err(Error::invalid(&ram_path(), self.offset, "block name", found, "at most 255 bytes"));
+        }
         self.put(|encoder| {
             header.encode(SectionKind::Start, encoder);
             encoder.u64(total | FLAG_MEM_SIZE);

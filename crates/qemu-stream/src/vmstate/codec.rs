@@ -10,12 +10,9 @@ use crate::section::{SUBSECTION, name_from, put_name};
 /// that comes with a stream could otherwise ask for far more memory than the stream has bytes.
 pub const VALUE_LIMIT: u64 = 1 << 20;
 
-/// Deepest nesting of structs; QEMU's deepest section has five.
-const DEPTH_LIMIT: u64 = 64;
-
 /// Reads a body. `values` counts what was read, up to [`VALUE_LIMIT`].
 pub fn decode(schema: &Schema, values: &mut u64, cursor: &mut Cursor<'_>) -> Result<Tree> {
-    let mut decoder = Decoder { values: *values, depth: 0 };
+    let mut decoder = Decoder { values: *values };
     let tree = decoder.body(schema, cursor);
     *values = decoder.values;
     tree
@@ -73,13 +70,10 @@ pub fn encode<'a>(
 
 struct Decoder {
     values: u64,
-    depth: u64,
 }
 
 impl Decoder {
     fn body(&mut self, schema: &Schema, cursor: &mut Cursor<'_>) -> Result<Tree> {
-        self.depth += 1;
-        limit(cursor, "nesting", self.depth, DEPTH_LIMIT)?;
         let mut tree = Tree::new(schema.vmsd.as_str());
         for field in &schema.fields {
             if is_there(field, &tree) {
@@ -91,7 +85,6 @@ impl Decoder {
             let subsection = self.subsection(schema, name, cursor)?;
             tree.subsections.push(subsection);
         }
-        self.depth -= 1;
         Ok(tree)
     }
 
@@ -148,7 +141,11 @@ impl Decoder {
 
     fn one(&mut self, kind: &Kind, name: &str, cursor: &mut Cursor<'_>) -> Result<Value> {
         self.values += 1;
-        limit(cursor, "values in the device state", self.values, VALUE_LIMIT)?;
+        if self.values > VALUE_LIMIT {
+            let field = "values in the device state".to_owned();
+            let kind = ErrorKind::Limit { field, found: self.values, limit: VALUE_LIMIT };
+            return Err(Error::new(cursor.path().clone(), cursor.offset(), kind));
+        }
         Ok(match kind {
             Kind::Bool => match cursor.u8(name)? {
                 0 => Value::Bool(false),
@@ -198,27 +195,18 @@ fn number(width: u8, name: &str, cursor: &mut Cursor<'_>) -> Result<u64> {
     }
 }
 
+/// How many elements follow. Nothing is set aside for them: the bytes or [`VALUE_LIMIT`] end what is too long.
 fn count_of(count: &Count, name: &str, tree: &Tree, cursor: &Cursor<'_>) -> Result<usize> {
-    let count = match count {
-        Count::Following => 0,
-        Count::Fixed(count) => *count as u64,
-        Count::Field(field) => match tree.field(field).and_then(|field| field.as_u64()) {
-            Ok(count) => count,
-            Err(error) => {
-                let at = cursor.offset();
-                return Err(Error::invalid(cursor.path(), at, name, error, "a count from an earlier field"));
-            }
-        },
+    let found = match count {
+        Count::Following => Ok(0),
+        Count::Fixed(count) => return Ok(*count),
+        Count::Field(field) => tree.field(field).and_then(|field| field.as_u64()),
     };
-    // Each element takes a byte at least, so no array is longer than what is left.
-    match usize::try_from(count) {
-        Ok(count) if count <= cursor.remaining() => Ok(count),
-        _ => {
-            let (field, found) = (name.to_owned(), cursor.remaining() as u64);
-            let kind = ErrorKind::Truncated { field, found, wanted: count };
-            Err(Error::new(cursor.path().clone(), cursor.offset(), kind))
-        }
-    }
+    let invalid = |found: String| {
+        Error::invalid(cursor.path(), cursor.offset(), name, found, "a count from an earlier field")
+    };
+    let found = found.map_err(|error| invalid(error.to_string()))?;
+    usize::try_from(found).map_err(|_| invalid(format!("{found:#x}")))
 }
 
 fn is_there(field: &Field, tree: &Tree) -> bool {
@@ -229,14 +217,6 @@ fn is_there(field: &Field, tree: &Tree) -> bool {
 fn holds(condition: &Condition, tree: &Tree) -> bool {
     let Some(Ok(found)) = tree.field(&condition.field).ok().map(|field| field.as_i64()) else { return false };
     condition.is.is_none_or(|wanted| found == wanted) && condition.is_not.is_none_or(|other| found != other)
-}
-
-fn limit(cursor: &Cursor<'_>, field: &str, found: u64, limit: u64) -> Result<()> {
-    if found <= limit {
-        return Ok(());
-    }
-    let kind = ErrorKind::Limit { field: field.to_owned(), found, limit };
-    Err(Error::new(cursor.path().clone(), cursor.offset(), kind))
 }
 
 /// The next field of that name from `start` on, or else from the beginning.
