@@ -3,5 +3,6 @@
 pub(crate) mod devices;
 pub(crate) mod irq;
 pub(crate) mod lapic;
+pub(crate) mod pending;
 pub(crate) mod timers;
 pub(crate) mod vcpu;

@@ -8,7 +8,7 @@ pub mod args;
 mod memory;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use hyperferry_qemu_stream::{Absent, DeviceState, Schema, Section, SectionKey, Template, Tree, Value};
 use hyperferry_vm_model::{Device, Vm};
@@ -17,7 +17,7 @@ pub use self::memory::{Blocks, Placement};
 pub use self::stream::QemuSink;
 use crate::{
     Error, Result,
-    component::{devices, irq, lapic, timers, vcpu},
+    component::{devices, irq, lapic, pending, timers, vcpu},
     refusal::{self, Policy},
     report::Report,
 };
@@ -84,6 +84,12 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
         wall_ns: destination.wall_ns,
         policy: destination.policy,
     };
+    let mut vm = Cow::Borrowed(vm);
+    if destination.accelerator == Accelerator::Tcg {
+        let vm = vm.to_mut();
+        pending::take_back(&mut vm.vcpus, &mut vm.irq, report);
+    }
+    let vm = vm.as_ref();
     let mut sections = Sections::of(destination.template);
     cpus(vm, &mut sections, &target, report)?;
     generic(vm, &mut sections, destination.policy, report)?;
@@ -161,7 +167,7 @@ fn cpus(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut 
     }
     for (vcpu, (cpu, apic)) in vm.vcpus.iter().zip(cpus.into_iter().zip(apics)) {
         vcpu::qemu::localise(vcpu, vm.clock.tsc_khz, sections.get("cpu", cpu)?, target, report)?;
-        vcpu::qemu::localise_common(vcpu, sections.get("cpu_common", cpu)?)?;
+        vcpu::qemu::localise_common(vcpu, sections.get("cpu_common", cpu)?, target.accelerator)?;
         lapic::qemu::localise(&vcpu.lapic, vcpu.id, sections.get("apic", apic)?, target, report)?;
     }
     let tsc = vm.vcpus.first().map_or(0, |vcpu| vcpu.tsc);

@@ -13,6 +13,10 @@ use crate::{
 
 const STAGE: &str = "model -> QEMU";
 
+/// Requests to an emulated CPU (include/exec/cpu-all.h, target/i386/cpu.h): look for interrupts; take an NMI.
+const INTERRUPT_POLL: u64 = 0x10;
+const INTERRUPT_NMI: u64 = 0x200;
+
 /// Model to wire: fills in a `cpu` section that the destination's own QEMU wrote.
 pub(crate) fn localise(
     vcpu: &Vcpu,
@@ -48,9 +52,15 @@ pub(crate) fn localise(
 }
 
 /// Model to wire: `cpu_common`.
-pub(crate) fn localise_common(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
+pub(crate) fn localise_common(vcpu: &Vcpu, tree: &mut Tree, accelerator: Accelerator) -> Result<()> {
     tree.set_u64("halted", u64::from(vcpu.run_state != RunState::Running))?;
-    tree.set_u64("interrupt_request", 0)?;
+    // Emulation looks at the local APIC only when told to; an NMI that is on its way is asked for again.
+    let nmi = vcpu.pending_event.is_some_and(|event| event.kind == EventKind::Nmi);
+    let request = match accelerator {
+        Accelerator::Kvm => 0,
+        Accelerator::Tcg => INTERRUPT_POLL | if nmi { INTERRUPT_NMI } else { 0 },
+    };
+    tree.set_u64("interrupt_request", request)?;
     Ok(())
 }
 
