@@ -363,21 +363,6 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_is_in_the_help_of_those_who_refuse() {
-        for name in ["convert", "land"] {
-            let mut command = Cli::command();
-            let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
-            for refusal in refusal::ALL {
-                assert!(
-                    help.contains(refusal.name) && help.contains(refusal.effect),
-                    "{name}: {}",
-                    refusal.name
-                );
-            }
-        }
-    }
-
-    #[test]
     fn names_that_cannot_be_allowed_are_no_arguments() {
         assert!(allowed("hpet").is_ok());
         assert!(allowed("memory-layout").unwrap_err().contains("cannot be allowed"));

@@ -17,7 +17,7 @@ pub(crate) fn lines(vm: &Vm) -> Vec<Line> {
     if let Ok(Value::Object(mut fields)) = serde_json::to_value(&plain) {
         fields.remove("devices");
         for (name, value) in &fields {
-            flatten(name, value, &mut lines);
+            flatten(name, value, &model_text, &mut lines);
         }
     }
     for device in &vm.devices {
@@ -29,42 +29,55 @@ pub(crate) fn lines(vm: &Vm) -> Vec<Line> {
     lines
 }
 
-/// The fields of a JSON value, nested names joined by dots.
-pub(crate) fn flatten(path: &str, value: &Value, lines: &mut Vec<Line>) {
+/// The fields of a JSON document, nested names joined by dots, values as they stand there.
+pub(crate) fn flatten_document(document: &Value) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if let Value::Object(fields) = document {
+        fields.iter().for_each(|(name, value)| flatten(name, value, &Value::to_string, &mut lines));
+    }
+    lines
+}
+
+fn flatten(path: &str, value: &Value, text: &dyn Fn(&Value) -> String, lines: &mut Vec<Line>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                flatten(&format!("{path}.{name}"), value, lines);
+                flatten(&format!("{path}.{name}"), value, text, lines);
             }
-        }
-        Value::Array(values) if bytes(values).is_some() => {
-            lines.push((path.to_owned(), blob(&bytes(values).unwrap_or_default())));
         }
         Value::Array(values) => {
+            if let Some(bytes) = bytes(path, values) {
+                return lines.push((path.to_owned(), blob(&bytes)));
+            }
             for (index, value) in values.iter().enumerate() {
-                flatten(&format!("{path}[{index}]"), value, lines);
+                flatten(&format!("{path}[{index}]"), value, text, lines);
             }
         }
-        Value::Number(number) => lines.push((path.to_owned(), number_text(number))),
-        Value::Null => lines.push((path.to_owned(), "none".to_owned())),
-        other => lines.push((path.to_owned(), other.to_string())),
+        other => lines.push((path.to_owned(), text(other))),
     }
 }
 
-/// Numbers are registers more often than not.
-fn number_text(number: &serde_json::Number) -> String {
-    match number.as_u64() {
-        Some(number) if number > 9 => format!("{number:#x}"),
-        _ => number.to_string(),
+/// Numbers of a model are registers more often than not.
+fn model_text(value: &Value) -> String {
+    match value {
+        Value::Number(number) => match number.as_u64() {
+            Some(number) if number > 9 => format!("{number:#x}"),
+            _ => number.to_string(),
+        },
+        Value::Null => "none".to_owned(),
+        other => other.to_string(),
     }
 }
 
-/// An array that is nothing but bytes.
-fn bytes(values: &[Value]) -> Option<Vec<u8>> {
-    if values.len() < 8 {
+/// The arrays of a model that are bytes rather than numbers: vector and x87 registers, the RTC's memory.
+const BYTES: [&str; 6] = ["st", "xmm", "ymm_high", "zmm_high", "zmm_16_31", "registers"];
+
+fn bytes(path: &str, values: &[Value]) -> Option<Vec<u8>> {
+    let name = path.rsplit('.').next()?.split('[').next()?;
+    if !BYTES.contains(&name) {
         return None;
     }
-    values.iter().map(|value| value.as_u64().and_then(|number| u8::try_from(number).ok())).collect()
+    values.iter().map(|value| u8::try_from(value.as_u64()?).ok()).collect()
 }
 
 fn blob(bytes: &[u8]) -> String {

@@ -44,11 +44,11 @@ fn on_terminal() -> Progress {
     })
 }
 
-/// One line when a phase begins, and one with its amount when it has moved bytes and ends.
+/// One line when a phase begins; of the end of it all, the command itself has more to say.
 fn plain(update: Update, last: &mut Option<Phase>) {
     let begins = *last != Some(update.phase);
     *last = Some(update.phase);
-    if begins {
+    if begins && !matches!(update.phase, Phase::Running | Phase::Done) {
         eprintln!("{}", words(update.phase));
     }
 }

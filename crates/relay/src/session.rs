@@ -326,7 +326,7 @@ mod tests {
         .await
         .unwrap();
         assert_eq!((out.as_slice(), made), (&b"abc"[..], 7));
-        let failed = write(Vec::new(), &Progress::silent(), |_| Err::<(), _>(io::Error::other("no")));
-        assert!(matches!(failed.await.unwrap_err(), Error::Stream(error) if error.to_string() == "no"));
+        let failed = write(Vec::new(), &Progress::silent(), |_| Err::<(), _>(io::Error::other("no"))).await;
+        assert!(matches!(failed.unwrap_err(), Error::Stream(error) if error.to_string() == "no"));
     }
 }

@@ -36,7 +36,10 @@ pub(super) fn run(arguments: &Verify, words: &Words) -> Result<u8> {
 }
 
 fn judge(reader: impl Read) -> std::result::Result<(Format, u64), TranslateError> {
-    let (format, reader) = peek(reader)?;
+    let (format, reader) = peek(reader).map_err(|error| match error {
+        TranslateError::Input(error) => WireError::new(StreamPath::root(), 0, ErrorKind::Io(error)).into(),
+        other => other,
+    })?;
     let format = format.unwrap_or(Format::Xen);
     let end = match format {
         Format::Xen => judge_xen(reader),

@@ -5,6 +5,9 @@ use hyperferry_wire::{Encoder, Endian};
 
 use super::{Element, Fields, Value};
 
+/// An array with more elements shows those that are not zero: a network card has 32768 registers.
+const SPARSE: usize = 64;
+
 /// A section, and where it stands in the stream.
 pub(crate) struct Placed<'a> {
     /// The section.
@@ -41,9 +44,21 @@ impl Placed<'_> {
     }
 }
 
+/// The elements that are not zero, each by its place.
+fn sparse(name: &str, values: &[QemuValue], fields: Fields) -> Fields {
+    let count = Value::Text(format!("{} values, zero where not shown", values.len()));
+    values.iter().enumerate().fold(fields.with(name, count), |fields, (index, found)| match found {
+        QemuValue::Unsigned { value: 0, .. } | QemuValue::Signed { value: 0, .. } => fields,
+        found => fields.with(format!("{name}[{index}]"), value(found)),
+    })
+}
+
 fn tree(tree: &Tree, mut fields: Fields) -> Fields {
     for (name, found) in &tree.fields {
-        fields = fields.with(name, value(found));
+        fields = match found {
+            QemuValue::Array(values) if values.len() > SPARSE => sparse(name, values, fields),
+            found => fields.with(name, value(found)),
+        };
     }
     for subsection in &tree.subsections {
         let inner = Fields::new().with("version", Value::Dec(subsection.version.into()));

@@ -91,13 +91,7 @@ impl Found {
 /// The header's fields, and the configuration in it.
 fn with_config(fields: Fields, header: &xl::Header) -> Fields {
     match header.config() {
-        Ok(json) => {
-            let mut lines = Vec::new();
-            if let serde_json::Value::Object(keys) = &json {
-                keys.iter().for_each(|(key, value)| model::flatten(key, value, &mut lines));
-            }
-            fields.with("config", Value::Fields(text_fields(lines)))
-        }
+        Ok(json) => fields.with("config", Value::Fields(text_fields(model::flatten_document(&json)))),
         Err(error) => fields.with("config", Value::Text(format!("unreadable: {error}"))),
     }
 }
@@ -159,7 +153,9 @@ impl Pages {
         for entry in entries {
             let kind = entry.page_type();
             self.types.entry(kind.0).or_insert_with(|| (kind.to_string(), 0)).1 += 1;
-            self.frames.frame(entry.pfn());
+            if kind.has_data() {
+                self.frames.frame(entry.pfn());
+            }
         }
     }
 

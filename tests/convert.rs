@@ -1,0 +1,244 @@
+//! `hyperferry convert` and what depends on it: what is refused, what is written, what is the same afterwards.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests may, their helpers too"
+)]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{file, insert, names, patch, pipe, plain, qemus, run, slim, start_of, text, with_config};
+use serde_json::{Value, json};
+
+/// A conversion of a stream that must be refused by this name, with nothing written.
+#[track_caller]
+fn refused(stream: &[u8], to: &[&str], name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let arguments = [&["convert", "-", text(&out)], to].concat();
+    let run = pipe(&arguments, stream).expect(4).says(&format!("refused [{name}]: "));
+    assert_eq!(names(folder.path()), [""; 0], "nothing is written: {}", run.stderr);
+}
+
+const MODEL: [&str; 2] = ["--to", "model"];
+
+#[test]
+fn guests_that_cannot_move_are_refused_before_memory() {
+    let stream = slim(&plain());
+    // type, in the domain header: 1 is PV.
+    refused(&patch(&stream, start_of(&stream, "libxc domain header"), &[1]), &MODEL, "domain-type");
+    let passthrough = with_config(&stream, |json| {
+        json["pcidevs"] = json!([{ "domain": 0, "bus": 3, "dev": 0, "func": 0 }]);
+    });
+    refused(&passthrough, &MODEL, "passthrough");
+    let viridian = with_config(&stream, |json| json["b_info"]["type.hvm"]["viridian"] = "True".into());
+    refused(&viridian, &MODEL, "viridian");
+    let nested = with_config(&stream, |json| json["b_info"]["nested_hvm"] = "True".into());
+    refused(&nested, &MODEL, "nested");
+}
+
+#[test]
+fn what_is_allowed_by_name_goes_on() {
+    let viridian =
+        with_config(&slim(&plain()), |json| json["b_info"]["type.hvm"]["viridian"] = "True".into());
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let arguments = ["convert", "-", text(&out), "--to", "model", "--allow", "viridian"];
+    pipe(&arguments, &viridian).expect(0).says("allowed [viridian]: ");
+    assert!(out.exists());
+}
+
+#[test]
+fn a_mandatory_record_that_nobody_knows_is_refused() {
+    let stream = slim(&plain());
+    let at = start_of(&stream, "X86_TSC_INFO");
+    refused(&insert(&stream, at, &[0x70, 0, 0, 0, 0, 0, 0, 0]), &MODEL, "record");
+}
+
+#[test]
+fn a_layout_that_qemu_cannot_have_is_refused_before_it_is_started() {
+    let large = with_config(&slim(&plain()), |json| json["b_info"]["max_memkb"] = json!(5 << 20));
+    refused(&large, &["--to", "qemu", "--qemu", "/nowhere/qemu", "--accel", "tcg"], "memory-layout");
+}
+
+#[test]
+fn to_xen_is_no_promise_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    pipe(&["convert", "-", text(&out), "--to", "xen"], &slim(&plain())).expect(4).says("--to qemu");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_checkpoint_is_the_same_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let (save, out) = (file(folder.path(), "save", &plain()), folder.path().join("out"));
+    run(&["convert", &save, text(&out), "--to", "model"]).expect(0);
+    assert_eq!(run(&["diff", &save, text(&out)]).expect(0).stdout, "");
+    // The same once more, from the checkpoint, through a pipe.
+    let again = folder.path().join("again");
+    pipe(&["convert", "-", text(&again), "--to", "model"], &fs::read(&out).unwrap()).expect(0);
+    assert_eq!(fs::read(&again).unwrap(), fs::read(&out).unwrap());
+}
+
+#[test]
+fn diff_tells_fields_and_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = slim(&plain());
+    let tsc = start_of(&stream, "X86_TSC_INFO") + 12;
+    let page = start_of(&stream, "PAGE_DATA") + 24;
+    let other = patch(&patch(&stream, tsc, &1_000_000_u32.to_le_bytes()), page, &[1]);
+    let (left, right) = (file(folder.path(), "a", &stream), file(folder.path(), "b", &other));
+    let found = run(&["diff", &left, &right]).expect(1).stdout;
+    assert!(found.starts_with("clock.tsc_khz: 0x"), "{found}");
+    assert!(found.contains(" -> 0xf4240\n") && found.contains("memory[0x7000]: crc32 0x"), "{found}");
+    let json: Value =
+        serde_json::from_str(&run(&["diff", &left, &right, "--json"]).expect(1).stdout).unwrap();
+    assert_eq!((&json["equal"], json["differences"].as_array().unwrap().len()), (&false.into(), 2));
+}
+
+#[test]
+fn kvm_state_is_a_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    pipe(&["convert", "-", text(&out), "--to", "kvm"], &slim(&plain())).expect(0);
+    let state = hyperferry_kvm_state::from_json(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(state.vcpus.len(), 1);
+}
+
+#[test]
+fn the_report_tells_every_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, report) = (folder.path().join("out"), folder.path().join("report"));
+    let arguments = ["convert", "-", text(&out), "--to", "kvm", "--report", text(&report)];
+    pipe(&arguments, &slim(&plain())).expect(0).says("dropped ");
+    let json: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!((&json["schema"], &json["outcome"]), (&"hyperferry-report".into(), &"translated".into()));
+    let fields = json["fields"].as_array().unwrap();
+    let fate = |name: &str| fields.iter().filter(|field| field["fate"] == name).count();
+    for name in ["carried", "derived", "defaulted", "dropped"] {
+        assert_eq!(json["summary"][name], fate(name), "{name}");
+    }
+    // A refusal is an outcome too.
+    let pv = slim(&plain());
+    let pv = patch(&pv, start_of(&pv, "libxc domain header"), &[1]);
+    pipe(&arguments, &pv).expect(4);
+    let json: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!((&json["outcome"], &json["summary"]["refused"]), (&"refused".into(), &1.into()));
+}
+
+#[test]
+fn output_goes_to_a_pipe_too() {
+    let stream = slim(&plain());
+    let command = &mut common::command(&["convert", "-", "-", "--to", "model"]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &stream).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout.starts_with(b"hyperferry vm\r\n"));
+}
+
+#[test]
+fn a_stream_for_qemu_is_one_that_we_can_read() {
+    for qemu in qemus() {
+        let folder = tempfile::tempdir().unwrap();
+        let (save, out) = (file(folder.path(), "save", &plain()), folder.path().join("out"));
+        run(&[
+            "convert",
+            &save,
+            text(&out),
+            "--to",
+            "qemu",
+            "--qemu",
+            text(&qemu),
+            "--accel",
+            "tcg",
+            "--allow",
+            TSC,
+        ])
+        .expect(0);
+        run(&["verify", text(&out)]).expect(0);
+        assert_eq!(names(folder.path()), ["out", "save"]);
+    }
+}
+
+/// The captures are from another machine.
+const TSC: &str = "tsc-frequency";
+
+#[test]
+fn clocks_and_features_that_the_destination_lacks_are_refused() {
+    for qemu in qemus() {
+        let to = ["--to", "qemu", "--qemu", text(&qemu), "--accel", "tcg"];
+        let stream = slim(&plain());
+        let khz = start_of(&stream, "X86_TSC_INFO") + 12;
+        refused(&patch(&stream, khz, &100_000_u32.to_le_bytes()), &to, "tsc-frequency");
+        refused(&with_feature(&stream), &to, "cpu-features");
+    }
+}
+
+/// A guest that was shown AVX-512, which QEMU's emulation does not have.
+fn with_feature(stream: &[u8]) -> Vec<u8> {
+    let start = start_of(stream, "X86_CPUID_POLICY") + 8;
+    let leaves = stream[start..].chunks(24).position(|leaf| leaf[..8] == [7, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    let ebx = start + leaves * 24 + 12;
+    patch(stream, ebx + 2, &[stream[ebx + 2] | 1])
+}
+
+#[test]
+fn qemu_args_are_words_of_a_shell_or_a_json_array() {
+    let stream = slim(&plain());
+    let spaced = with_config(&stream, |json| json["c_info"]["name"] = "it's a guest".into());
+    let words = pipe(&["qemu-args", "-", "--accel", "tcg", "--qemu", "/q"], &spaced).expect(0).stdout;
+    let json =
+        pipe(&["qemu-args", "-", "--accel", "tcg", "--qemu", "/q", "--json"], &spaced).expect(0).stdout;
+    let json: Vec<String> = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[..3], ["/q", "-name", "it's a guest"]);
+    let shell = std::process::Command::new("sh")
+        .args(["-c", &format!("for word in {}; do printf '%s\\n' \"$word\"; done", words.trim_end())])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(shell.stdout).unwrap().lines().collect::<Vec<_>>(), json);
+}
+
+#[test]
+fn what_has_to_be_mapped_is_said() {
+    let disk = with_config(&slim(&plain()), |json| {
+        json["disks"] =
+            json!([{ "pdev_path": "/source/disk.img", "vdev": "hda", "format": "raw", "readwrite": 1 }]);
+        json["nics"] = json!([{ "mac": "00:16:3e:01:02:03", "model": "e1000", "bridge": "xenbr0" }]);
+    });
+    let said = pipe(&["qemu-args", "-", "--accel", "tcg"], &disk).expect(0);
+    let said = said.says("--map-disk hda=PATH").says("--map-bridge xenbr0=HERE");
+    assert!(said.stdout.contains("file=/source/disk.img"));
+    let mapped =
+        ["qemu-args", "-", "--accel", "tcg", "--map-disk", "hda=/dev/null", "--map-bridge", "xenbr0=br0"];
+    let said = pipe(&mapped, &disk).expect(0);
+    assert!(said.stdout.contains("file=/dev/null") && said.stdout.contains("br=br0"), "{}", said.stdout);
+    assert_eq!(said.stderr, "");
+    // What is not there is no disk to run a guest on.
+    let land = ["land", "-", "--accel", "tcg", "--qemu", "/nowhere/qemu"];
+    pipe(&land, &disk).expect(4).says("there is no /source/disk.img");
+}
+
+#[test]
+fn the_libvirt_domain_has_the_guests_name_and_the_window() {
+    let escaped = with_config(&slim(&plain()), |json| json["c_info"]["name"] = "a<b".into());
+    let xml = pipe(&["libvirt-xml", "-", "--accel", "kvm"], &escaped).expect(0).stdout;
+    assert!(xml.contains("<name>a&lt;b</name>") && xml.contains("ivshmem-plain"), "{xml}");
+    assert!(xml.contains("<domain type=\"kvm\" xmlns:qemu="));
+    let schema = Path::new("/usr/share/libvirt/schemas/domain.rng");
+    if !schema.exists() {
+        println!("SKIPPED: libvirt's schema is not here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = file(folder.path(), "domain.xml", xml.as_bytes());
+    let lint =
+        std::process::Command::new("xmllint").args(["--noout", "--relaxng", text(schema), &file]).output();
+    let Ok(lint) = lint else { return println!("SKIPPED: no xmllint") };
+    assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stderr));
+}
