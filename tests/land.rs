@@ -13,6 +13,7 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,13 @@ const BEATS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// The captures are from another machine.
 const ALLOWED: &str = "tsc-frequency";
+
+/// One guest at a time: the others' emulation would take the time that a guest's timers are checked against.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> impl Drop {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Processes of this host whose command line has this word.
 fn processes_with(word: &str) -> Vec<String> {
@@ -110,6 +118,7 @@ fn go_on(before: &str, after: &str) -> Result<(), String> {
 
 #[test]
 fn captured_guests_go_on() {
+    let _alone = alone();
     for qemu in qemus() {
         for name in ["xen/witness-1vcpu", "xen/witness-2vcpu"] {
             land(&Fixture::named(name).unwrap(), &qemu);
@@ -119,6 +128,7 @@ fn captured_guests_go_on() {
 
 #[test]
 fn the_document_says_how_it_went() {
+    let _alone = alone();
     for qemu in qemus() {
         let stream = Fixture::named("xen/witness-1vcpu").unwrap().path();
         let arguments =
@@ -133,6 +143,7 @@ fn the_document_says_how_it_went() {
 
 #[test]
 fn nothing_is_left_of_a_guest_that_must_not_run() {
+    let _alone = alone();
     for qemu in qemus() {
         let folder = tempfile::tempdir().unwrap();
         let serial = folder.path().join("serial");
@@ -151,6 +162,7 @@ fn nothing_is_left_of_a_guest_that_must_not_run() {
 
 #[test]
 fn a_signal_before_the_guest_runs_changes_nothing() {
+    let _alone = alone();
     for qemu in qemus().into_iter().take(1) {
         let folder = tempfile::tempdir().unwrap();
         let serial = folder.path().join("serial");
@@ -178,6 +190,7 @@ fn a_signal_before_the_guest_runs_changes_nothing() {
 
 #[test]
 fn a_guest_may_live_on_without_us() {
+    let _alone = alone();
     for qemu in qemus().into_iter().take(1) {
         let stream = Fixture::named("xen/witness-1vcpu").unwrap().path();
         let arguments =
@@ -192,6 +205,7 @@ fn a_guest_may_live_on_without_us() {
 
 #[test]
 fn options_that_are_ours_are_a_usage_error() {
+    let _alone = alone();
     for qemu in qemus().into_iter().take(1) {
         let arguments = ["land", "-", "--qemu", text(&qemu), "--accel", "tcg", "--", "-incoming", "tcp:0:1"];
         pipe(&arguments, &slim(&plain())).expect(2).says("-incoming");

@@ -131,12 +131,10 @@ fn devices(xml: &mut Xml, vm: &Vm, options: &args::Options, emulator: Option<&st
             empty(xml, "input", &[("type", device), ("bus", "usb")])?;
         }
     }
-    // libvirt's order of slots is the order of `-device`: display first, then network cards.
-    let mut slot = 2 + u8::from(vm.config.xen_platform);
-    for nic in vm.config.nics.iter().filter(|nic| nic.emulated) {
-        let at = slot + u8::from(vm.config.vga != VgaKind::None);
-        interface(xml, nic, at, options)?;
-        slot += 1;
+    // Where libxl plugged them: the platform device, the display, then network cards.
+    let first = 2 + u8::from(vm.config.xen_platform) + u8::from(vm.config.vga != VgaKind::None);
+    for (slot, nic) in (first..).zip(vm.config.nics.iter().filter(|nic| nic.emulated)) {
+        interface(xml, nic, slot, options)?;
     }
     if vm.config.serial_ports > 0 {
         xml.create_element("serial").with_attribute(("type", "pty")).write_inner_content(|xml| {
