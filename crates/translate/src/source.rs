@@ -83,6 +83,17 @@ impl<R: Read> Source<R> {
         }
     }
 
+    /// The same source of a sender that waits for an answer: it reads no byte behind the end.
+    ///
+    /// A checkpoint has no sender.
+    #[must_use]
+    pub fn live(self) -> Self {
+        match self {
+            Self::Xen(intake) => Self::Xen(Box::new(intake.live())),
+            model @ Self::Model(_) => model,
+        }
+    }
+
     /// What is known before memory.
     pub fn outline(&self) -> &Vm {
         match self {

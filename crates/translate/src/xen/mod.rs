@@ -39,6 +39,7 @@ pub struct Intake<R: Read> {
     held: HeldPages,
     records: StateRecords,
     pages: u64,
+    live: bool,
 }
 
 /// What a stream leaves behind: the model, the pages outside RAM, and the account of it all.
@@ -65,10 +66,18 @@ impl<R: Read> Intake<R> {
             held: HeldPages::default(),
             records: StateRecords::default(),
             pages: 0,
+            live: false,
         };
         intake.read_outline()?;
         Error::unless_allowed(&intake.report)?;
         Ok(intake)
+    }
+
+    /// The same intake of a sender that waits for an answer: it reads no byte behind the stream's END.
+    #[must_use]
+    pub fn live(mut self) -> Self {
+        self.live = true;
+        self
     }
 
     /// What is known before memory: configuration, memory layout, CPUID policy.
@@ -150,6 +159,8 @@ impl<R: Read> Intake<R> {
                     let end = self.reader.offset();
                     self.records.emulator_context(&record, end, &mut self.report)?;
                 }
+                // The next event is the answer to ours, which the caller has yet to give.
+                Event::Libxl(libxl::Record::End) if self.live => break,
                 Event::Libxc(record) => self.records.libxc(record, &self.policy, &mut self.report),
                 Event::Libxl(record) => self.records.libxl(record, &self.policy, &mut self.report),
                 _ => continue,
