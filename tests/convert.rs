@@ -9,7 +9,12 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use common::{file, insert, names, patch, pipe, plain, qemus, run, slim, start_of, text, with_config};
 use serde_json::{Value, json};
@@ -39,6 +44,43 @@ fn guests_that_cannot_move_are_refused_before_memory() {
     refused(&viridian, &MODEL, "viridian");
     let nested = with_config(&stream, |json| json["b_info"]["nested_hvm"] = "True".into());
     refused(&nested, &MODEL, "nested");
+}
+
+#[test]
+fn a_pvh_guest_has_no_device_model_and_cannot_move() {
+    let stream = slim(&plain());
+    let (from, to) = (start_of(&stream, "EMULATOR_CONTEXT"), stream.len() - 8);
+    let pvh = [&stream[..from], &stream[to..]].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    pipe(&["convert", "-", text(&out), "--to", "model"], &pvh).expect(4).says("PVH");
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn a_signal_leaves_no_output() {
+    let stream = slim(&plain());
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut child = common::command(&["convert", "-", text(&out), "--to", "model", "--progress", "plain"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut pipe, &stream[..stream.len() - 8]).unwrap();
+    // Once it says so, it moves bytes, and listens for signals.
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "moving memory and state\n");
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    said.read_to_string(&mut line).unwrap();
+    assert!(line.contains("stopped by SIGTERM"), "{line}");
+    drop(pipe);
+    assert_eq!(names(folder.path()), [""; 0]);
 }
 
 #[test]
@@ -135,8 +177,8 @@ fn the_report_tells_every_field() {
 fn output_goes_to_a_pipe_too() {
     let stream = slim(&plain());
     let command = &mut common::command(&["convert", "-", "-", "--to", "model"]);
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), &stream).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stdout.starts_with(b"hyperferry vm\r\n"));
@@ -197,7 +239,7 @@ fn qemu_args_are_words_of_a_shell_or_a_json_array() {
         pipe(&["qemu-args", "-", "--accel", "tcg", "--qemu", "/q", "--json"], &spaced).expect(0).stdout;
     let json: Vec<String> = serde_json::from_str(&json).unwrap();
     assert_eq!(json[..3], ["/q", "-name", "it's a guest"]);
-    let shell = std::process::Command::new("sh")
+    let shell = Command::new("sh")
         .args(["-c", &format!("for word in {}; do printf '%s\\n' \"$word\"; done", words.trim_end())])
         .output()
         .unwrap();
@@ -237,8 +279,7 @@ fn the_libvirt_domain_has_the_guests_name_and_the_window() {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = file(folder.path(), "domain.xml", xml.as_bytes());
-    let lint =
-        std::process::Command::new("xmllint").args(["--noout", "--relaxng", text(schema), &file]).output();
+    let lint = Command::new("xmllint").args(["--noout", "--relaxng", text(schema), &file]).output();
     let Ok(lint) = lint else { return println!("SKIPPED: no xmllint") };
     assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stderr));
 }

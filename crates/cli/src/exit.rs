@@ -159,6 +159,8 @@ fn of_translation(error: &TranslateError) -> u8 {
         TranslateError::Stream(error) => of_wire(error),
         TranslateError::Checkpoint(error) => of_checkpoint(error),
         TranslateError::Input(error) => of_io(error),
+        // A legal stream without a device model: a PVH guest's.
+        TranslateError::Missing { record: "EMULATOR_CONTEXT", .. } => UNSUPPORTED,
         TranslateError::Missing { .. } => INVALID,
         // A destination that does not fit, a source that we do not know, a guest that must not move.
         _ => UNSUPPORTED,

@@ -13,12 +13,28 @@ use crate::args::ProgressMode;
 /// How often a terminal's line changes while nothing else does.
 const TICK: Duration = Duration::from_millis(100);
 
+/// A progress, and the terminal's line where it is shown on one.
+pub(crate) struct Shown {
+    /// What the work reports through.
+    pub(crate) progress: Progress,
+    line: Option<ProgressBar>,
+}
+
+impl Shown {
+    /// Takes the line away: what is said from here on stands alone.
+    pub(crate) fn clear(&self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
+        }
+    }
+}
+
 /// A progress for this mode; all of it goes to standard error.
-pub(crate) fn start(mode: ProgressMode) -> Progress {
+pub(crate) fn start(mode: ProgressMode) -> Shown {
     let terminal = io::stderr().is_terminal();
-    match mode {
-        ProgressMode::Auto if terminal => on_terminal(),
-        ProgressMode::Tty => on_terminal(),
+    let progress = match mode {
+        ProgressMode::Auto if terminal => return on_terminal(),
+        ProgressMode::Tty => return on_terminal(),
         ProgressMode::Auto | ProgressMode::Plain => {
             let mut last = None;
             Progress::new(move |update| plain(update, &mut last))
@@ -29,19 +45,19 @@ pub(crate) fn start(mode: ProgressMode) -> Progress {
             }
         }),
         ProgressMode::None => Progress::silent(),
-    }
+    };
+    Shown { progress, line: None }
 }
 
-fn on_terminal() -> Progress {
-    let bar = ProgressBar::new_spinner();
+fn on_terminal() -> Shown {
+    let line = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-        bar.set_style(style);
+        line.set_style(style);
     }
-    bar.enable_steady_tick(TICK);
-    Progress::new(move |update| match update.phase {
-        Phase::Running | Phase::Done => bar.finish_and_clear(),
-        _ => bar.set_message(sentence(update)),
-    })
+    line.enable_steady_tick(TICK);
+    let watched = line.clone();
+    let progress = Progress::new(move |update| watched.set_message(sentence(update)));
+    Shown { progress, line: Some(line) }
 }
 
 /// One line when a phase begins; of the end of it all, the command itself has more to say.

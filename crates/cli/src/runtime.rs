@@ -24,7 +24,9 @@ pub(crate) fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// Does the work unless a signal comes first. The work is then dropped: QEMU ends, unfinished outputs vanish.
 pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
-        result = work => result,
+        // In this order: we listen before the work begins.
+        biased;
         signal = interrupted() => Err(Error::Interrupted(signal?)),
+        result = work => result,
     }
 }

@@ -36,12 +36,14 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
     let account = Account { file: arguments.loss.report.as_deref(), to, verbose: words.verbose > 0 };
     let policy = arguments.loss.allow.policy();
     let source = account.of(open(&arguments.input, policy))?;
-    let progress = progress::start(words.progress);
-    let work = runtime::unless_interrupted(translate(arguments, source, &progress));
-    let (output, translated) = account.of(runtime::run(work))?;
+    let shown = progress::start(words.progress);
+    let work = runtime::unless_interrupted(translate(arguments, source, &shown.progress));
+    let made = runtime::run(work);
+    shown.clear();
+    let (output, translated) = account.of(made)?;
     // A refusal or a signal came before this; from here on the output exists.
     output.commit()?;
-    progress.enter(Phase::Done);
+    shown.progress.enter(Phase::Done);
     account.tell(&translated.report)?;
     eprintln!("{} pages of {}", translated.pages, translated.vm.origin);
     Ok(exit::OK)

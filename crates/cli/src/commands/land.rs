@@ -64,9 +64,10 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
     }
     let account = Account { file: arguments.loss.report.as_deref(), to: "qemu", verbose: words.verbose > 0 };
     let source = account.of(open(&arguments.input, arguments.loss.allow.policy()))?;
-    let progress = progress::start(words.progress);
+    let shown = progress::start(words.progress);
     runtime::run(async {
-        let loaded = runtime::unless_interrupted(load(&arguments, source, &progress)).await;
+        let loaded = runtime::unless_interrupted(load(&arguments, source, &shown.progress)).await;
+        shown.clear();
         let (arrived, landing) = account.of(loaded)?;
         account.tell(&arrived.translated.report)?;
         // From here on the guest may run: no signal comes between.
