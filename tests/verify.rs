@@ -96,5 +96,6 @@ fn a_qemu_stream_must_have_the_sections_that_it_describes() {
     let text = stream.windows(16).rposition(|window| window == b"\"name\": \"serial\"");
     let Some(at) = text else { panic!("the description names serial ports") };
     let renamed = patch(&stream, at + 9, b"sXrial");
-    pipe(&["verify", "-"], &renamed).expect(3);
+    let wanted = "devices: found sXrial 0, wanted serial 0";
+    pipe(&["verify", "-"], &renamed).expect(3).says(wanted);
 }
