@@ -5,7 +5,8 @@ use std::path::Path;
 use hyperferry_relay::session::Landing;
 use hyperferry_translate::{
     qemu::{Accelerator, args},
-    refusal::Policy,
+    refusal::{self, Policy},
+    report::Report,
 };
 use hyperferry_vm_model::Vm;
 
@@ -29,6 +30,34 @@ impl Destination {
         let tsc_khz = host::tsc_khz(accelerator);
         let options = self.options(accelerator);
         Ok(Landing { qemu, options, extra: Vec::new(), policy, tsc_khz, console: false })
+    }
+}
+
+impl Destination {
+    /// Refuses what can be refused before anything is written. A KVM that nobody asked for and that lacks what the
+    /// guest uses gives way to emulation.
+    pub(crate) async fn admit(&self, landing: &mut Landing, vm: &Vm) -> Result<Report> {
+        match landing.admit(vm).await {
+            Err(error) if self.accel.is_none() && lacks_features(&error) => {
+                eprintln!(
+                    "accelerator: tcg, for this host's KVM lacks CPU features of the guest (--accel kvm names them)"
+                );
+                landing.options.accelerator = Accelerator::Tcg;
+                landing.tsc_khz = host::tsc_khz(Accelerator::Tcg);
+                Ok(landing.admit(vm).await?)
+            }
+            admitted => Ok(admitted?),
+        }
+    }
+}
+
+fn lacks_features(error: &hyperferry_relay::Error) -> bool {
+    let hyperferry_relay::Error::Stream(error) = error else { return false };
+    match error.downcast_ref() {
+        Some(hyperferry_translate::Error::Refused(report)) => {
+            report.refusals().any(|finding| finding.name == refusal::CPU_FEATURES.name)
+        }
+        _ => false,
     }
 }
 

@@ -57,9 +57,9 @@ async fn translate(arguments: &Convert, source: Intake, progress: &Progress) -> 
             _ => to_model(source, output, progress).await,
         };
     }
-    let landing = arguments.destination.landing(arguments.loss.allow.policy())?;
+    let mut landing = arguments.destination.landing(arguments.loss.allow.policy())?;
     say_what_to_map(source.outline(), &landing.options);
-    let admitted = landing.admit(source.outline()).await?;
+    let admitted = arguments.destination.admit(&mut landing, source.outline()).await?;
     let output = open_output(&arguments.output)?;
     Ok(landing.write(source, admitted, output, progress).await?)
 }

@@ -102,7 +102,7 @@ async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(
         let remedy = format!("say where it is with --map-disk {vdev}=PATH");
         return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
     }
-    let admitted = landing.admit(outline).await?;
+    let admitted = arguments.destination.admit(&mut landing, outline).await?;
     Ok((landing.load(source, admitted, progress).await?, landing))
 }
 
