@@ -47,7 +47,8 @@ pub(crate) fn golden() -> Result<()> {
     golden::check_dumps(&release_binary()?, true)
 }
 
-fn release_binary() -> Result<PathBuf> {
+/// A release build of the binary, and where it is.
+pub(crate) fn release_binary() -> Result<PathBuf> {
     step("building hyperferry (release)");
     cargo(["build", "--release", "--quiet", "--package", "hyperferry"]).run()?;
     Ok(target_dir().join("release/hyperferry"))

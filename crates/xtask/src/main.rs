@@ -3,6 +3,7 @@
 
 mod apt;
 mod ci;
+mod demo;
 mod fixtures;
 mod lab;
 mod paths;
@@ -15,6 +16,15 @@ use std::process::ExitCode;
 /// The tasks, one row each.
 #[derive(Subcommand)]
 enum Task {
+    /// Land a guest that real Xen saved in QEMU, and show that it goes on (a few minutes, most of it the build).
+    Demo {
+        /// What executes the guest: tcg (emulation, works everywhere) or kvm.
+        #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
+        accel: String,
+        /// How long to follow the guest.
+        #[arg(long, default_value_t = 15)]
+        seconds: u64,
+    },
     /// Unpack QEMU 7.2 and 10.0 into target/lab/qemu/{7.2,10.0}/ (wrapper scripts; nothing is installed).
     Qemu {
         /// Fetch them again even if they are there.
@@ -49,6 +59,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
+        Task::Demo { accel, seconds } => demo::run(&accel, seconds),
         Task::Qemu { fresh } => qemu::provide(fresh),
         Task::Lab(action) => lab::act(action),
         Task::Test { arguments } => ci::test(&arguments),
