@@ -161,14 +161,16 @@ fn vmsd_of(idstr: &str) -> &str {
 }
 
 fn cpus(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut Report) -> Result<()> {
+    // The n-th CPU has the n-th local APIC, whose section bears its id. CPUs that the guest lacks stay as after reset.
     let (cpus, apics) = (sections.instances("cpu"), sections.instances("apic"));
-    if cpus.len() != vm.vcpus.len() || apics.len() != vm.vcpus.len() {
-        return Err(Error::NoSection(format!("for each of {} vCPUs: it has {}", vm.vcpus.len(), cpus.len())));
-    }
-    for (vcpu, (cpu, apic)) in vm.vcpus.iter().zip(cpus.into_iter().zip(apics)) {
-        vcpu::qemu::localise(vcpu, vm.clock.tsc_khz, sections.get("cpu", cpu)?, target, report)?;
-        vcpu::qemu::localise_common(vcpu, sections.get("cpu_common", cpu)?, target.accelerator)?;
-        lapic::qemu::localise(&vcpu.lapic, vcpu.id, sections.get("apic", apic)?, target, report)?;
+    for vcpu in &vm.vcpus {
+        let id = vcpu.lapic.id;
+        let Some((cpu, apic)) = cpus.iter().zip(&apics).find(|(_, apic)| **apic == id) else {
+            return Err(Error::NoSection(format!("for vCPU {}, whose APIC id is {id}", vcpu.id)));
+        };
+        vcpu::qemu::localise(vcpu, vm.clock.tsc_khz, sections.get("cpu", *cpu)?, target, report)?;
+        vcpu::qemu::localise_common(vcpu, sections.get("cpu_common", *cpu)?, target.accelerator)?;
+        lapic::qemu::localise(&vcpu.lapic, vcpu.id, sections.get("apic", *apic)?, target, report)?;
     }
     let tsc = vm.vcpus.first().map_or(0, |vcpu| vcpu.tsc);
     timers::qemu::localise_clock(tsc, sections.get("timer", 0)?, target)
