@@ -88,6 +88,9 @@ pub struct Report {
     pub fields: Vec<FieldFate>,
     /// What the user should know.
     pub findings: Vec<Finding>,
+    /// Microseconds from the last page of RAM to the last byte of the state: what translation adds to a downtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_us: Option<u64>,
 }
 
 impl Report {
