@@ -1,7 +1,7 @@
 //! Every fixture goes on where it came from: what is seen after a move is then the move's doing.
 
 use anyhow::{Context, Result, bail};
-use hyperferry_testkit::lab::Host;
+use hyperferry_testkit::lab::{Host, MAKE_DISK};
 use hyperferry_testkit::{Fixture, fixtures, witness};
 
 /// How many beats a guest has to go on for.
@@ -13,7 +13,8 @@ fn every_xen_fixture_goes_on_in_xen() -> Result<()> {
         "xl destroy fixture 2>/dev/null
          zstd -q -d -f /root/fixture.zst -o /root/fixture.stream
          rm -f /var/log/xen/fixture.serial
-         truncate -s 1M /root/fixture.disk
+         cd /root
+         {MAKE_DISK}
          xl restore /root/fixture.stream >/root/fixture.out 2>&1 || {{ cat /root/fixture.out; exit 1; }}
          for i in $(seq 120); do
            [ $(grep -c '^WITNESS' /var/log/xen/fixture.serial) -ge {BEATS} ] && break
@@ -33,8 +34,11 @@ fn every_kvm_fixture_goes_on_in_kvm() -> Result<()> {
         format!(
             "mkdir -p /root/home; cd /root/home
              zstd -q -d -f /root/fixture.zst -o stream
-             rm -f serial; truncate -s 1M fixture.disk; cp /guest/witness.bzimage .
-             sleep 1000 | {command} -incoming 'exec:cat stream' >monitor 2>&1 &
+             rm -f serial
+             {MAKE_DISK}
+             cp /guest/witness.bzimage .
+             rm -f input; mkfifo input; exec 3<>input
+             {command} -incoming 'exec:cat stream' <input >monitor 2>&1 &
              for i in $(seq 120); do
                [ $(grep -c '^WITNESS' serial 2>/dev/null) -ge {BEATS} ] && break
                kill -0 $! 2>/dev/null || {{ cat monitor; break; }}

@@ -9,6 +9,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+/// Shell lines that make the disk of every fixture that has one, as `fixture.disk`.
+pub const MAKE_DISK: &str = "truncate -s 1M fixture.disk
+    printf 'hyperferry fixture disk' | dd of=fixture.disk conv=notrunc status=none";
+
 /// A host of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {

@@ -2,6 +2,7 @@
 //! 13 machine (as root, or through sudo) and keeps what it built under `target/lab`.
 
 mod apt;
+mod bench;
 mod ci;
 mod demo;
 mod fixtures;
@@ -42,6 +43,15 @@ enum Task {
     },
     /// Rewrite the golden dumps beside the fixtures with what `hyperferry inspect` prints now.
     Golden,
+    /// Convert a stream of 2 GB beside `cp` of the same file, in turns; prints the ratio, peak memory and state time.
+    Bench {
+        /// How often each is run; a first round that warms up does not count.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Where the files go: 4 GB of room.
+        #[arg(long, default_value = "/var/tmp")]
+        directory: std::path::PathBuf,
+    },
     /// Everything that continuous integration checks: format, lints, test, lab test.
     Ci,
     /// The fixtures: real streams of the witness guest, captured in the lab.
@@ -64,6 +74,7 @@ fn main() -> ExitCode {
         Task::Lab(action) => lab::act(action),
         Task::Test { arguments } => ci::test(&arguments),
         Task::Golden => ci::golden(),
+        Task::Bench { rounds, directory } => bench::run(rounds, &directory),
         Task::Ci => ci::ci(),
         Task::Fixtures(action) => fixtures::act(action),
     };
