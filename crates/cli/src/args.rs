@@ -223,6 +223,10 @@ pub(crate) struct Land {
     /// Leave once the guest runs, and leave QEMU running
     #[arg(long)]
     pub(crate) detach: bool,
+    /// Give the guest Xen's APIC bus clock and HPET by a library preloaded into QEMU; needs KVM
+    /// [default path: beside hyperferry]
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    pub(crate) platform_shim: Option<Option<PathBuf>>,
     /// A JSON document on standard output: how it went
     #[arg(long)]
     pub(crate) json: bool,

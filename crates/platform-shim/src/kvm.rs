@@ -113,7 +113,8 @@ impl Vm {
     pub(crate) fn block_pit(self, blocked: bool) -> io::Result<()> {
         let mut pit = kvm_pit_state2::default();
         call(self.0, GET_PIT2, &mut pit)?;
-        let flags = pit.flags & !KVM_PIT_FLAGS_HPET_LEGACY | u32::from(blocked) * KVM_PIT_FLAGS_HPET_LEGACY;
+        let legacy = if blocked { KVM_PIT_FLAGS_HPET_LEGACY } else { 0 };
+        let flags = pit.flags & !KVM_PIT_FLAGS_HPET_LEGACY | legacy;
         if flags == pit.flags {
             return Ok(());
         }

@@ -10,6 +10,7 @@ mod command_line;
 mod stderr;
 
 use std::{
+    ffi::OsString,
     os::fd::BorrowedFd,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -47,6 +48,7 @@ const MONITOR: &str = "hyperferry-qmp";
 pub struct Launch {
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, OsString)>,
     console: bool,
 }
 
@@ -54,13 +56,20 @@ impl Launch {
     /// This program with these arguments. `-S` and our monitor are added; all else is the caller's.
     pub fn new<A: Into<String>>(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item = A>) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
-        Self { program: program.into(), arguments, console: false }
+        Self { program: program.into(), arguments, environment: Vec::new(), console: false }
     }
 
     /// Lets QEMU write to our standard output, for `-serial stdio`. Its standard input stays closed.
     #[must_use]
     pub fn with_console(mut self) -> Self {
         self.console = true;
+        self
+    }
+
+    /// Adds a variable to QEMU's environment.
+    #[must_use]
+    pub fn with_variable(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
         self
     }
 
@@ -103,6 +112,7 @@ impl Process {
         let mut command = Command::new(&launch.program);
         command
             .args(&launch.arguments)
+            .envs(launch.environment.iter().map(|(name, value)| (name, value)))
             .arg("-S")
             .arg("-chardev")
             .arg(format!("socket,id={MONITOR},path={},server=off", escape(&path)))

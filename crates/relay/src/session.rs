@@ -9,11 +9,13 @@
 //! [`Landing::admit`] refuses what can be refused before a byte is written; the rest of a stream may refuse later,
 //! and always before the guest runs or the file has its name.
 
+mod shim;
+
 use std::{
     collections::BTreeMap,
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use hyperferry_qemu_stream::Template;
@@ -27,6 +29,7 @@ use hyperferry_translate::{
 use hyperferry_vm_model::Vm;
 use serde_json::{Value, json};
 
+pub use self::shim::Shim;
 use crate::{
     BoxError, Error, Result,
     landing::{Loaded, Waiting},
@@ -54,6 +57,8 @@ pub struct Landing {
     pub tsc_khz: Option<u32>,
     /// Whether QEMU may write to our standard output.
     pub console: bool,
+    /// The platform shim, where it is wanted: a library to be preloaded into QEMU.
+    pub shim: Option<PathBuf>,
 }
 
 /// What a translation came to.
@@ -78,12 +83,16 @@ pub struct Arrived {
     pub arguments: Vec<String>,
     /// Machine type of the destination, in full.
     pub machine: String,
+    /// What lies beside QEMU as long as it lives.
+    pub shim: Option<Shim>,
 }
 
 impl Landing {
     /// The command line for a VM.
     pub fn launch(&self, vm: &Vm) -> Launch {
-        let mut arguments = args::command_line(vm, &self.options);
+        let mut options = self.options.clone();
+        options.hpet &= self.shim.is_none();
+        let mut arguments = args::command_line(vm, &options);
         arguments.extend(self.extra.iter().cloned());
         let launch = Launch::new(&self.qemu, arguments);
         if self.console { launch.with_console() } else { launch }
@@ -128,14 +137,23 @@ impl Landing {
         admitted: Report,
         progress: &Progress,
     ) -> Result<Arrived> {
+        let shim = self.shim.as_deref().map(|library| Shim::new(library, source.outline())).transpose()?;
         let launch = self.launch(source.outline());
+        let launch = shim.iter().fold(launch, |launch, shim| shim.beside(launch));
         let template = learn(&launch, progress).await?;
         let machine = template.machine().to_owned();
-        let waiting = Waiting::start(&launch, progress.clone()).await?;
-        let translation = self.translation(template, admitted);
+        let mut waiting = Waiting::start(&launch, progress.clone()).await?;
+        let mut translation = self.translation(template, admitted);
+        if let Some(shim) = &shim {
+            translation.apic_bus_hz = shim.apic_bus_hz(waiting.qemu()).await?;
+            translation.platform_hpet = shim.has_hpet();
+        }
         let (loaded, translated) =
             waiting.load(move |out| translation.run(source, out).map(|(_, translated)| translated)).await?;
-        Ok(Arrived { loaded, translated, arguments: launch.arguments().to_vec(), machine })
+        if let Some(shim) = &shim {
+            shim.hand_over(&translated.vm)?;
+        }
+        Ok(Arrived { loaded, translated, arguments: launch.arguments().to_vec(), machine, shim })
     }
 
     /// Translates a stream into a writer, in the dialect of this QEMU.
@@ -166,7 +184,15 @@ impl Landing {
 
     fn translation(&self, template: Template, admitted: Report) -> Translation {
         let (accelerator, policy) = (self.options.accelerator, self.policy.clone());
-        Translation { template, accelerator, policy, admitted, tsc_khz: self.tsc_khz }
+        Translation {
+            template,
+            accelerator,
+            policy,
+            admitted,
+            tsc_khz: self.tsc_khz,
+            apic_bus_hz: APIC_BUS_HZ,
+            platform_hpet: false,
+        }
     }
 }
 
@@ -177,6 +203,8 @@ struct Translation {
     policy: Policy,
     admitted: Report,
     tsc_khz: Option<u32>,
+    apic_bus_hz: u64,
+    platform_hpet: bool,
 }
 
 impl Translation {
@@ -188,13 +216,19 @@ impl Translation {
         let destination = Destination {
             template: &self.template,
             accelerator: self.accelerator,
-            apic_bus_hz: APIC_BUS_HZ,
+            apic_bus_hz: self.apic_bus_hz,
+            platform_hpet: self.platform_hpet,
             wall_ns: wall_clock_ns(),
             policy: &self.policy,
         };
         let layout = source.outline().memory.clone();
         let mut sink = QemuSink::new(out, destination, &layout)?;
-        let taken = source.pump(|addresses, data| sink.pages(addresses, data))?;
+        let mut last_page = Instant::now();
+        let taken = source.pump(|addresses, data| {
+            sink.pages(addresses, data)?;
+            last_page = Instant::now();
+            Ok(())
+        })?;
         let mut report = self.admitted;
         report.fields.extend(taken.report.fields);
         report.findings.extend(taken.report.findings);
@@ -202,6 +236,7 @@ impl Translation {
             judge_tsc(taken.vm.clock.tsc_khz, khz, &self.policy, &mut report);
         }
         let out = sink.finish(&taken.vm, &taken.held, &mut report)?;
+        report.state_us = u64::try_from(last_page.elapsed().as_micros()).ok();
         Ok((out, Translated { vm: taken.vm, report, pages: taken.pages }))
     }
 }

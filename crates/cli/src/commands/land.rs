@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{Intake, open};
 use crate::{
     args::{Land, Words},
-    destination::{missing_disks, say_what_to_map},
+    destination::{missing_disks, platform_shim, say_what_to_map},
     exit::{self, Error, Result},
     output, progress,
     report::{Account, Summary},
@@ -68,8 +68,10 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
     runtime::run(async {
         let loaded = runtime::unless_interrupted(load(&arguments, source, &shown.progress)).await;
         shown.clear();
-        let (arrived, landing) = account.of(loaded)?;
+        let (mut arrived, landing) = account.of(loaded)?;
         account.tell(&arrived.translated.report)?;
+        // It stays beside QEMU until QEMU ends.
+        let shim = arrived.shim.take();
         // From here on the guest may run: no signal comes between.
         let (running, landed) = resume(arrived, landing.options.accelerator).await?;
         let pid = running.id().map_or_else(String::new, |pid| format!(", process {pid}"));
@@ -78,6 +80,9 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
             landed.qemu, landed.started_in_ms
         );
         let outcome = stay(&arguments, running).await;
+        if let Some(shim) = shim.filter(|_| arguments.detach) {
+            eprintln!("the platform shim keeps the guest's HPET in {}", shim.keep().display());
+        }
         if arguments.json {
             output::print_json(&Document::of(&landed, &outcome))?;
         }
@@ -103,6 +108,9 @@ async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(
         return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
     }
     let admitted = arguments.destination.admit(&mut landing, outline).await?;
+    if let Some(named) = &arguments.platform_shim {
+        landing.shim = Some(platform_shim(named.as_deref(), landing.options.accelerator)?);
+    }
     Ok((landing.load(source, admitted, progress).await?, landing))
 }
 

@@ -81,11 +81,11 @@ impl Counter {
         self.since = runs.then_some(now);
     }
 
-    fn to_ticks(&self, nanoseconds: u64) -> u64 {
+    fn to_ticks(self, nanoseconds: u64) -> u64 {
         saturated(u128::from(nanoseconds) * u128::from(FS_PER_NS) / u128::from(self.period_fs))
     }
 
-    fn to_nanoseconds(&self, ticks: u64) -> u64 {
+    fn to_nanoseconds(self, ticks: u64) -> u64 {
         saturated((u128::from(ticks) * u128::from(self.period_fs)).div_ceil(u128::from(FS_PER_NS)))
     }
 }

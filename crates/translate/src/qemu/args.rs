@@ -35,6 +35,8 @@ pub struct Options {
     pub serial: String,
     /// Whether to bring memory for Xen's ACPI tables.
     pub acpi_window: bool,
+    /// Whether QEMU is to have the guest's HPET; not where the platform shim has it.
+    pub hpet: bool,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             bridges: BTreeMap::new(),
             serial: "null".to_owned(),
             acpi_window: true,
+            hpet: true,
         }
     }
 }
@@ -111,7 +114,7 @@ impl Arguments {
 }
 
 fn machine(vm: &Vm, options: &Options) -> String {
-    let hpet = if vm.config.hpet { "on" } else { "off" };
+    let hpet = if vm.config.hpet && options.hpet { "on" } else { "off" };
     let mut machine = format!("{},hpet={hpet},vmport=off,usb=off", options.machine);
     if let Some(limit) = split_limit(&vm.memory) {
         machine.push_str(&format!(",max-ram-below-4g={limit}"));

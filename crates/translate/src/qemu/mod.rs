@@ -55,6 +55,8 @@ pub struct Destination<'a> {
     pub accelerator: Accelerator,
     /// Rate of the local APIC timer's clock, Hz: 10^9 unless the destination was told otherwise.
     pub apic_bus_hz: u64,
+    /// The platform shim has the guest's HPET, at the guest's own rate.
+    pub platform_hpet: bool,
     /// The host's wall clock, nanoseconds since 1970.
     pub wall_ns: u64,
     /// What the user allows.
@@ -69,6 +71,7 @@ pub const APIC_BUS_HZ: u64 = 1_000_000_000;
 pub(crate) struct Target<'a> {
     pub(crate) accelerator: Accelerator,
     pub(crate) apic_bus_hz: u64,
+    pub(crate) platform_hpet: bool,
     /// QEMU's virtual clock at the instant of the save.
     pub(crate) clock_ns: u64,
     pub(crate) wall_ns: u64,
@@ -80,6 +83,7 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
     let target = Target {
         accelerator: destination.accelerator,
         apic_bus_hz: destination.apic_bus_hz,
+        platform_hpet: destination.platform_hpet,
         clock_ns: timers::qemu::virtual_clock(&vm.timers.pm_timer),
         wall_ns: destination.wall_ns,
         policy: destination.policy,
@@ -262,6 +266,7 @@ fn chips(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut
     timers::qemu::localise_rtc(&vm.timers.rtc, sections.get("mc146818rtc", 0)?, target, report)?;
     timers::qemu::localise_pm_timer(&vm.timers.pm_timer, sections.get("piix4_pm", 0)?, report)?;
     match (&vm.timers.hpet, sections.find("hpet", 0)) {
+        (Some(_), None) if target.platform_hpet => timers::qemu::hand_over_hpet(report),
         (Some(hpet), Some(tree)) => timers::qemu::localise_hpet(hpet, tree, target, report)?,
         (Some(hpet), None) if hpet.enabled() => {
             let what = "the HPET's counter runs and the destination has no HPET";

@@ -94,13 +94,18 @@ fn timer(lapic: &Lapic, vcpu: u32, tree: &mut Tree, target: &Target<'_>, report:
     tree.set_i64("next_time", nanoseconds(expiry))?;
     tree.set_i64("timer_expiry", if running { nanoseconds(expiry) } else { -1 })?;
 
-    report.record(STAGE, format_args!("lapic[{vcpu}]")).derived(
-        "timer.initial_count",
-        format!(
-            "{:#x} at {} Hz became {count:#x} at {} Hz",
-            timer.initial_count, timer.bus_hz, target.apic_bus_hz
-        ),
-    );
+    let mut ledger = report.record(STAGE, format_args!("lapic[{vcpu}]"));
+    if ratio == 1 {
+        ledger.carried(&["timer.initial_count"]);
+    } else {
+        ledger.derived(
+            "timer.initial_count",
+            format!(
+                "{:#x} at {} Hz became {count:#x} at {} Hz",
+                timer.initial_count, timer.bus_hz, target.apic_bus_hz
+            ),
+        );
+    }
     if running && ratio > 1 {
         let remedy = "use a destination whose KVM can set the APIC bus clock (Linux 6.11 or newer) with \
                       `--platform-shim`, or boot the guest with another tick (TSC deadline, PIT)";

@@ -206,11 +206,23 @@ pub(crate) fn localise_hpet(
             tenths / 100,
             tenths % 100
         );
-        let remedy = "in the guest: echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource \
+        let remedy = "give the guest its own HPET with --platform-shim (KVM); or, in the guest: echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource \
                       (or acpi_pm), or boot it with hpet=disable; then --allow hpet";
         target.policy.refuse(report, refusal::HPET, what, remedy);
     }
     Ok(())
+}
+
+/// The HPET of the platform shim takes the model's as it is.
+pub(crate) fn hand_over_hpet(report: &mut Report) {
+    report.record(STAGE, "timers.hpet").carried(&[
+        "period_fs",
+        "capabilities",
+        "config",
+        "isr",
+        "counter",
+        "timers",
+    ]);
 }
 
 /// Model to wire: the PM timer's part of section `piix4_pm`.
