@@ -2,7 +2,7 @@
 
 use crate::sh::{Run, command};
 use crate::{apt, ci, paths, qemu};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail};
 use hyperferry_testkit::{Fixture, witness};
 use std::fs;
 use std::io::{Write, stdout};
@@ -19,9 +19,6 @@ const QEMU: &str = "10.0";
 const SCREEN: usize = 20;
 /// The capture was made on another machine: its time-stamp counter need not run at this one's rate.
 const ALLOWED: &str = "tsc-frequency";
-/// The witness checks what is left of a shot of the local APIC's timer: Xen counts it at 100 MHz, QEMU at 1 GHz, so the
-/// count under way is another one (`lapic-timer` in docs/what-moves.md). Everything else must be as it was.
-const EXPECTED: [&str; 2] = ["lapic_initial", "lapic_current_in_range"];
 
 /// Builds, converts, lands, and follows the guest for `seconds`.
 pub(crate) fn run(accelerator: &str, seconds: u64) -> Result<()> {
@@ -114,34 +111,13 @@ fn is_worth_showing(line: &str, beats: usize) -> bool {
 fn judge(fixture: &Fixture, after: &str) -> Result<()> {
     let before = &fixture.origin.serial;
     let (stopped, beats) = (witness::beats(before), witness::beats(after));
-    let (Some(stopped), Some(first), Some(last)) = (stopped.last(), beats.first(), beats.last()) else {
-        bail!("the guest has not gone on: no beat after the move");
-    };
-    say(format!("last beat on Xen     {:4}, bad={}", stopped.beat, stopped.bad))?;
-    say(format!("first beat on QEMU   {:4}, bad={}", first.beat, first.bad))?;
-    say(format!("last beat seen       {:4}, bad={}", last.beat, last.bad))?;
-    // The beat that was under way is printed on one side, on the other, or was cut in two.
-    ensure!(
-        (stopped.beat..=stopped.beat + 2).contains(&first.beat),
-        "the guest has not gone on where it stopped"
-    );
-    let steps = last.beat - first.beat + 1;
-    ensure!(beats.len() as u64 == steps, "{} beats were heard of {steps}", beats.len());
-    ensure!(steps > 1, "the guest has stopped after one beat");
-    let failed: Vec<&str> = after.lines().filter(|line| line.starts_with("BAD ")).collect();
-    let expected = |line: &&&str| EXPECTED.iter().any(|name| line.contains(&format!(" what={name} ")));
-    let damage = failed.iter().find(|line| !expected(line));
-    ensure!(damage.is_none(), "the guest found damage: {}", damage.copied().unwrap_or_default());
-    // The first beat may find the shot under way changed; nothing is found after it.
-    ensure!(
-        last.bad == first.bad && first.bad - stopped.bad == failed.len() as u64,
-        "the guest found damage: bad={} after the move",
-        last.bad
-    );
-    for line in &failed {
-        say(format!("the LAPIC timer's clock is another one here: {line}"))?;
+    let lines =
+        [("last on Xen", stopped.last()), ("first on QEMU", beats.first()), ("last seen", beats.last())];
+    for (when, beat) in lines.into_iter().filter_map(|(when, beat)| Some((when, beat?))) {
+        say(format!("{when:14} beat={} bad={}", beat.beat, beat.bad))?;
     }
-    say(format!("it went on: {steps} beats in order, {} of its checks failed", failed.len()))
+    witness::continues(before, after).map_err(Error::msg).context("the guest has not gone on unharmed")?;
+    say(format!("{} beats, none missing, and not one check failed", beats.len()))
 }
 
 fn last_beat(serial: &str) -> Option<&str> {
