@@ -267,7 +267,8 @@ fn normalise_xstate(
     }
     report
         .record(STAGE, name("CPU_XSAVE", id))
-        .carried(&["xcr0", "xcr0_accum", "save_area"])
+        .carried(&["xcr0", "xcr0_accum", "xstate_bv", "save_area"])
+        .derived("xcomp_bv", "0 is the standard format; the compacted one is refused")
         .dropped("xfeature_mask", "the source host's components, ignored by Xen as well");
 }
 
