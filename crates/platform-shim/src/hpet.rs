@@ -18,7 +18,8 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct Document {
     version: u32,
-    hpet: Hpet,
+    /// None where the guest has no such chip.
+    hpet: Option<Hpet>,
 }
 
 /// Why a state is none.
@@ -35,17 +36,17 @@ pub(crate) enum Error {
 }
 
 /// Reads a state.
-pub(crate) fn from_json(text: &[u8]) -> Result<Model, Error> {
+pub(crate) fn from_json(text: &[u8]) -> Result<Option<Model>, Error> {
     let document: Document = serde_json::from_slice(text)?;
     if document.version != VERSION {
         return Err(Error::Version(document.version));
     }
-    Model::from_state(&document.hpet)
+    document.hpet.as_ref().map(Model::from_state).transpose()
 }
 
 /// Writes a state.
 pub(crate) fn to_json(model: &Model) -> Vec<u8> {
-    let document = Document { version: VERSION, hpet: model.state() };
+    let document = Document { version: VERSION, hpet: Some(model.state()) };
     // Numbers in a structure: nothing that JSON could not hold.
     serde_json::to_vec(&document).unwrap_or_default()
 }
@@ -60,10 +61,15 @@ mod tests {
 
     #[test]
     fn a_state_that_was_read_is_written_again() {
-        let model = from_json(STATE.as_bytes()).unwrap();
+        let model = from_json(STATE.as_bytes()).unwrap().unwrap();
         let again: Document = serde_json::from_slice(&to_json(&model)).unwrap();
         let first: Document = serde_json::from_str(STATE).unwrap();
         assert_eq!(again.hpet, first.hpet);
+    }
+
+    #[test]
+    fn a_guest_may_have_no_such_chip() {
+        assert!(from_json(br#"{"version":1,"hpet":null}"#).unwrap().is_none());
     }
 
     #[test]

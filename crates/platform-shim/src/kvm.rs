@@ -221,6 +221,42 @@ pub(crate) fn wake_on_time() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as c_ulong) };
 }
 
+/// A vCPU that nobody executes: a page, and a hand that writes exits into it.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+
+    /// A descriptor that can be mapped like a vCPU's.
+    pub(crate) fn vcpu() -> RawFd {
+        // SAFETY: the name ends with a NUL; the size is a number.
+        unsafe {
+            let fd = libc::memfd_create(c"vcpu".as_ptr(), 0);
+            assert_eq!(libc::ftruncate(fd, 4096), 0);
+            fd
+        }
+    }
+
+    /// The exit that the next look at the page sees.
+    pub(crate) fn leave_for(page: RunPage, access: Option<Access>) {
+        let run = page.0.as_ptr();
+        // SAFETY: the page of `vcpu`, mapped by `RunPage::map`.
+        unsafe {
+            (*run).exit_reason = if access.is_some() { KVM_EXIT_MMIO } else { 0 };
+            let Some(access) = access else { return };
+            let mmio = &mut (*run).__bindgen_anon_1.mmio;
+            (mmio.phys_addr, mmio.len) = (access.address, access.length);
+            mmio.is_write = u8::from(access.written.is_some());
+            mmio.data = access.written.unwrap_or(0x5555_5555_5555_5555).to_le_bytes();
+        }
+    }
+
+    /// What the guest was given.
+    pub(crate) fn given(page: RunPage) -> u64 {
+        // SAFETY: as above.
+        u64::from_le_bytes(unsafe { (*page.0.as_ptr()).__bindgen_anon_1.mmio.data })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,7 +26,7 @@ use kvm_bindings::KVM_CAP_SPLIT_IRQCHIP;
 use crate::{
     hpet::{self, Model, Wires},
     kvm::{self, KeptPage, RunPage, Vm},
-    settings,
+    settings::Settings,
 };
 
 /// The most that a vCPU's descriptor may be numbered.
@@ -37,6 +37,8 @@ pub(crate) static PLATFORM: Platform = Platform::new();
 
 /// What there is to know about the VM.
 pub(crate) struct Platform {
+    /// What we were told.
+    told: OnceLock<Settings>,
     vm: AtomicI32,
     /// By descriptor.
     vcpus: [Slot; MAX_FD],
@@ -69,12 +71,17 @@ fn now() -> u64 {
 impl Platform {
     const fn new() -> Self {
         Self {
+            told: OnceLock::new(),
             vm: AtomicI32::new(-1),
             vcpus: [const { Slot { page: KeptPage::none(), inside: AtomicBool::new(false) } }; MAX_FD],
             running: AtomicBool::new(false),
             chip: Mutex::new(None),
             changed: Condvar::new(),
         }
+    }
+
+    fn told(&self) -> &Settings {
+        self.told.get_or_init(Settings::from_environment)
     }
 
     fn vm(&self) -> Vm {
@@ -100,9 +107,17 @@ impl Platform {
     /// `KVM_CREATE_IRQCHIP` came back.
     pub(crate) fn irqchip_created(&self, fd: RawFd, result: c_int) -> c_int {
         if result == 0 {
-            set_apic_bus(Vm(fd));
+            self.set_apic_bus(Vm(fd));
         }
         result
+    }
+
+    fn set_apic_bus(&self, vm: Vm) {
+        let Some(nanoseconds) = self.told().apic_bus_ns else { return };
+        match vm.set_apic_bus(nanoseconds) {
+            Ok(()) => say(format_args!("apic-bus-ns={nanoseconds}")),
+            Err(error) => say(format_args!("apic-bus-ns unavailable: {error}")),
+        }
     }
 
     /// QEMU enables a capability.
@@ -115,7 +130,7 @@ impl Platform {
         if capability != KVM_CAP_SPLIT_IRQCHIP {
             return enable();
         }
-        if settings::get().hpet.is_some() {
+        if self.told().hpet.is_some() {
             // The HPET's interrupts would go to an IOAPIC that the kernel does not have.
             say(format_args!("the HPET needs kernel-irqchip=on, and QEMU was started with split"));
             return kvm::fail(libc::EOPNOTSUPP);
@@ -125,7 +140,7 @@ impl Platform {
 
     /// `KVM_CREATE_VCPU` came back.
     pub(crate) fn vcpu_created(&self, fd: c_int) -> c_int {
-        if fd < 0 || settings::get().hpet.is_none() {
+        if fd < 0 || self.told().hpet.is_none() {
             return fd;
         }
         let Some(slot) = self.slot(fd) else {
@@ -148,9 +163,9 @@ impl Platform {
     pub(crate) fn run(&'static self, fd: RawFd, enter: impl Fn() -> c_int) -> c_int {
         let Some(slot) = self.slot(fd) else { return enter() };
         let Some(page) = slot.page.get() else { return enter() };
-        slot.inside.store(true, Ordering::SeqCst);
+        slot.inside.store(true, Ordering::Release);
         let result = self.run_with(page, enter);
-        slot.inside.store(false, Ordering::SeqCst);
+        slot.inside.store(false, Ordering::Release);
         result
     }
 
@@ -166,26 +181,29 @@ impl Platform {
             if result != 0 {
                 return result;
             }
-            match page.access().and_then(|access| Some((hpet::offset(access.address)?, access))) {
-                Some((offset, access)) => self.access(page, offset, access),
-                None => return result,
+            let Some(access) = page.access() else { return result };
+            let Some(offset) = hpet::offset(access.address) else { return result };
+            if !self.answered(page, offset, access) {
+                return result;
             }
         }
     }
 
-    fn access(&self, page: RunPage, offset: u64, access: kvm::Access) {
+    /// Answers an access, unless the guest has no such chip.
+    fn answered(&self, page: RunPage, offset: u64, access: kvm::Access) -> bool {
         let mut chip = self.chip();
-        let Some(model) = chip.as_mut() else { return };
+        let Some(model) = chip.as_mut() else { return false };
         let now = now();
         let Some(value) = access.written else {
             page.answer(model.read(offset, access.length, now));
-            return;
+            return true;
         };
         let before = model.next_deadline();
         model.write(offset, access.length, value, now, &mut KvmWires(self.vm()));
         if model.next_deadline() != before {
             self.changed.notify_all();
         }
+        true
     }
 
     /// The guest begins to run.
@@ -194,18 +212,17 @@ impl Platform {
         if self.running.load(Ordering::Acquire) {
             return Ok(());
         }
-        let path = settings::get().hpet.as_deref().ok_or(Fault::NoFile)?;
-        let model = match chip.as_mut() {
-            Some(model) => model,
-            None => {
-                let model = chip.insert(hpet::from_json(&fs::read(path)?)?);
-                kvm::without_signals(|| {
-                    thread::Builder::new().name("xen-hpet".to_owned()).spawn(|| self.keep_time())
-                })?;
-                model
+        if chip.is_none() {
+            let path = self.told().hpet.as_deref().ok_or(Fault::NoFile)?;
+            *chip = hpet::from_json(&fs::read(path)?)?;
+            if chip.is_some() {
+                let thread = thread::Builder::new().name("xen-hpet".to_owned());
+                kvm::without_signals(|| thread.spawn(|| self.keep_time()))?;
             }
-        };
-        model.start(now(), &mut KvmWires(self.vm()));
+        }
+        if let Some(model) = chip.as_mut() {
+            model.start(now(), &mut KvmWires(self.vm()));
+        }
         self.running.store(true, Ordering::Release);
         self.changed.notify_all();
         Ok(())
@@ -214,7 +231,7 @@ impl Platform {
     /// Whether no vCPU runs although the guest has been running.
     fn paused(&self) -> bool {
         self.running.load(Ordering::Acquire)
-            && !self.vcpus.iter().any(|slot| slot.inside.load(Ordering::SeqCst))
+            && !self.vcpus.iter().any(|slot| slot.inside.load(Ordering::Acquire))
     }
 
     /// `KVM_GET_CLOCK` came back: the guest has stopped, if nobody runs it.
@@ -222,7 +239,7 @@ impl Platform {
         if self.paused() {
             let mut chip = self.chip();
             self.running.store(false, Ordering::Release);
-            if let (Some(model), Some(path)) = (chip.as_mut(), &settings::get().hpet) {
+            if let (Some(model), Some(path)) = (chip.as_mut(), &self.told().hpet) {
                 model.stop(now());
                 if let Err(error) = write(path, &hpet::to_json(model)) {
                     say(format_args!("cannot write {}: {error}", path.display()));
@@ -278,14 +295,6 @@ enum Fault {
     State(#[from] hpet::Error),
 }
 
-fn set_apic_bus(vm: Vm) {
-    let Some(nanoseconds) = settings::get().apic_bus_ns else { return };
-    match vm.set_apic_bus(nanoseconds) {
-        Ok(()) => say(format_args!("apic-bus-ns={nanoseconds}")),
-        Err(error) => say(format_args!("apic-bus-ns unavailable: {error}")),
-    }
-}
-
 /// Puts a file into place in one step.
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
@@ -320,3 +329,6 @@ impl Wires for KvmWires {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 //! | `HYPERFERRY_APIC_BUS_NS` | length of a cycle of the local APIC timer's clock; 10 for a guest from Xen |
 //! | `HYPERFERRY_HPET` | file with the HPET's state: read when the guest first runs, written whenever it stops |
 
-use std::{env, path::PathBuf, sync::OnceLock};
+use std::{env, path::PathBuf};
 
 /// Variable with the cycle of the APIC bus.
 const APIC_BUS: &str = "HYPERFERRY_APIC_BUS_NS";
@@ -21,11 +21,12 @@ pub(crate) struct Settings {
     pub(crate) hpet: Option<PathBuf>,
 }
 
-/// The settings of this process.
-pub(crate) fn get() -> &'static Settings {
-    static SETTINGS: OnceLock<Settings> = OnceLock::new();
-    SETTINGS.get_or_init(|| Settings {
-        apic_bus_ns: env::var(APIC_BUS).ok().and_then(|text| text.parse().ok()),
-        hpet: env::var_os(HPET).map(PathBuf::from),
-    })
+impl Settings {
+    /// What this process was told.
+    pub(crate) fn from_environment() -> Self {
+        Self {
+            apic_bus_ns: env::var(APIC_BUS).ok().and_then(|text| text.parse().ok()),
+            hpet: env::var_os(HPET).map(PathBuf::from),
+        }
+    }
 }

@@ -95,8 +95,10 @@ impl Shim {
 
     /// Writes what the shim reads when the guest first runs.
     pub fn hand_over(&self, vm: &Vm) -> Result<()> {
-        let Some(hpet) = vm.timers.hpet.as_ref().filter(|_| self.hpet) else { return Ok(()) };
-        let state = json!({ "version": VERSION, "hpet": hpet }).to_string();
+        if !self.hpet {
+            return Ok(());
+        }
+        let state = json!({ "version": VERSION, "hpet": vm.timers.hpet }).to_string();
         fs::write(self.state(), state).map_err(Error::system("writing the HPET's state"))
     }
 
