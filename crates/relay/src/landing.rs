@@ -177,6 +177,12 @@ impl Loaded {
         Ok(Running { qemu: self.qemu, progress: self.progress, started_in: began.elapsed(), reason: None })
     }
 
+    /// Lets QEMU live on without us, its guest stopped, and says its process id.
+    pub fn release(self) -> Option<u32> {
+        self.progress.enter(Phase::Done);
+        self.qemu.release()
+    }
+
     /// The QEMU, for commands of the caller's own.
     pub fn qemu(&mut self) -> &mut Process {
         &mut self.qemu

@@ -4,6 +4,7 @@
 //! * [`qmp`] speaks QEMU's machine protocol, [`qemu`] starts and ends a QEMU process.
 //! * [`template`] lets the destination QEMU write an empty guest of its own, so that its dialect is known.
 //! * [`landing`] hands a stream to a QEMU that waits for it, and lets the guest run.
+//! * [`receive`] answers the sender of an `xl migrate`, [`journal`] keeps what was done about it.
 //! * [`progress`] tells whoever watches, as bars or as lines of JSON.
 //!
 //! Control is asynchronous. Pages are not: a stream is produced by one blocking thread that writes straight
@@ -12,11 +13,13 @@
 pub mod endpoint;
 mod error;
 mod interrupt;
+pub mod journal;
 pub mod landing;
 mod lane;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;
+pub mod receive;
 pub mod session;
 pub mod template;
 

@@ -1,0 +1,321 @@
+//! What was done about each guest that came in, on disk before it cannot be undone.
+//!
+//! One file a move in the journal's directory: a line of JSON each step, synced before the step is taken. Its monitor
+//! socket lies beside it. The process that writes a file holds a lock on it, so a file without a lock is the account
+//! of a process that is gone.
+//!
+//! ```text
+//! begin -> loading -> ready -> go -> running            the guest is here
+//!    |        |         |       +-> unknown             it was told to run, and did not confirm it
+//!    +--------+---------+-------+-> failed              ours is destroyed and never ran; the source goes on
+//! ```
+//!
+//! A copy may run only behind `go`: any QEMU of an abandoned file without that line can be ended.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The longest path of a UNIX socket, on Linux (`sun_path` with its NUL).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// One step of a move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// A guest announced itself.
+    Begin {
+        /// Its name.
+        guest: String,
+        /// Its UUID.
+        uuid: Option<String>,
+        /// Who sends it, as far as that is known.
+        from: Option<String>,
+    },
+    /// A QEMU is about to be started for it.
+    Loading,
+    /// It is loaded and stopped, and the sender is about to be told.
+    Ready {
+        /// QEMU's process id.
+        pid: Option<u32>,
+    },
+    /// The sender has given it to us, and it is about to run.
+    Go,
+    /// It runs here.
+    Running {
+        /// Whether it was left paused, as the sender asked.
+        paused: bool,
+    },
+    /// Our copy is gone and has never run.
+    Failed {
+        /// Why.
+        why: String,
+    },
+    /// Our copy was told to run, and was ended without a confirmation.
+    Unknown {
+        /// What happened.
+        why: String,
+    },
+}
+
+/// A line of a journal's file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    /// Milliseconds since 1970.
+    unix_ms: u64,
+    #[serde(flatten)]
+    step: Step,
+}
+
+/// A directory with one file a move.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    directory: PathBuf,
+}
+
+impl Journal {
+    /// Opens the directory, or makes it for us alone.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self> {
+        let directory = directory.into();
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|source| file_error(&directory, "making the journal's directory", source))?;
+        let directory = fs::canonicalize(&directory)
+            .map_err(|source| file_error(&directory, "finding the journal's directory", source))?;
+        Ok(Self { directory })
+    }
+
+    /// Starts a file for a move.
+    pub fn begin(&self) -> Result<Entry> {
+        let name = format!("{}-{}.journal", unix_ms(), process::id());
+        let path = self.directory.join(name);
+        let monitor = path.with_extension("qmp");
+        if monitor.as_os_str().len() > SOCKET_PATH_MAX {
+            let why = format!(
+                "a UNIX socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter directory"
+            );
+            return Err(file_error(&monitor, "naming QEMU's monitor", io::Error::other(why)));
+        }
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|source| file_error(&path, "making a journal file", source))?;
+        let lock = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        lock.map_err(|error| file_error(&path, "locking it", error.into()))?;
+        // The name must last as long as what will be written under it.
+        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        directory.map_err(|source| file_error(&self.directory, "syncing the journal's directory", source))?;
+        Ok(Entry { file, path, monitor, last: None })
+    }
+
+    /// All moves, oldest first.
+    pub fn accounts(&self) -> Result<Vec<Account>> {
+        let failed = |source| file_error(&self.directory, "listing the journal", source);
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension() == Some(OsStr::new("journal")) {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        let accounts: Result<Vec<_>> = paths.into_iter().map(Account::read).collect();
+        Ok(accounts?.into_iter().filter(|account| !account.steps.is_empty()).collect())
+    }
+}
+
+/// The account of a move that we are making. Dropped without a step, it leaves no file.
+#[derive(Debug)]
+pub struct Entry {
+    file: File,
+    path: PathBuf,
+    monitor: PathBuf,
+    last: Option<Step>,
+}
+
+impl Entry {
+    /// Writes a step down, on disk when this returns.
+    pub fn note(&mut self, step: Step) -> Result<()> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| file_error(&path, "writing the journal", source)
+        };
+        let line = Line { unix_ms: unix_ms(), step };
+        let mut text = serde_json::to_vec(&line).map_err(io::Error::from).map_err(failed(&self.path))?;
+        text.push(b'\n');
+        self.file.write_all(&text).and_then(|()| self.file.sync_data()).map_err(failed(&self.path))?;
+        if matches!(line.step, Step::Failed { .. } | Step::Unknown { .. }) {
+            remove_socket(&self.monitor);
+        }
+        self.last = Some(line.step);
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where QEMU is to listen for whoever manages the guest afterwards.
+    pub fn monitor(&self) -> &Path {
+        &self.monitor
+    }
+
+    /// The last step taken.
+    pub fn last(&self) -> Option<&Step> {
+        self.last.as_ref()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.last.is_none()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(%error, path = %self.path.display(), "an empty journal file stays");
+        }
+    }
+}
+
+/// What a file of the journal says.
+#[derive(Debug)]
+pub struct Account {
+    /// The file.
+    pub path: PathBuf,
+    /// Its steps, each with the time it was written.
+    pub steps: Vec<(SystemTime, Step)>,
+    /// Whether the process that writes it is still there.
+    pub active: bool,
+}
+
+impl Account {
+    fn read(path: PathBuf) -> Result<Self> {
+        let failed = |source| file_error(&path, "reading the journal", source);
+        let file = File::open(&path).map_err(failed)?;
+        // Asked first: what an active process writes meanwhile may be missed, what a dead one wrote may not.
+        let active = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+        let text = fs::read_to_string(&path).map_err(failed)?;
+        let mut steps = Vec::new();
+        // A last line without its end was not synced, so its step was not taken.
+        for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+            let line: Line = serde_json::from_str(line).map_err(|error| failed(error.into()))?;
+            steps.push((UNIX_EPOCH + Duration::from_millis(line.unix_ms), line.step));
+        }
+        Ok(Self { path, steps, active })
+    }
+
+    /// Where its QEMU listens.
+    pub fn monitor(&self) -> PathBuf {
+        self.path.with_extension("qmp")
+    }
+
+    /// Whether its copy may have run.
+    pub fn may_have_run(&self) -> bool {
+        let failed = matches!(self.steps.last(), Some((_, Step::Failed { .. })));
+        !failed && self.steps.iter().any(|(_, step)| matches!(step, Step::Go))
+    }
+
+    /// Adds a step to an account that nobody writes any more; false if somebody does after all.
+    pub fn close(&mut self, step: Step) -> Result<bool> {
+        let failed = |source| file_error(&self.path, "writing the journal", source);
+        let file = OpenOptions::new().append(true).open(&self.path).map_err(failed)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(false);
+        }
+        let mut entry =
+            Entry { file, path: self.path.clone(), monitor: self.monitor(), last: Some(step.clone()) };
+        entry.note(step.clone())?;
+        self.steps.push((SystemTime::now(), step));
+        Ok(true)
+    }
+}
+
+/// The socket of a QEMU that was killed stays behind.
+fn remove_socket(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "a monitor socket stays behind");
+    }
+}
+
+fn file_error(path: &Path, doing: &'static str, source: io::Error) -> Error {
+    Error::File { path: path.to_owned(), doing, source }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(entry: &mut Entry) {
+        let from = Some("192.0.2.1".to_owned());
+        entry.note(Step::Begin { guest: "web".to_owned(), uuid: None, from }).unwrap();
+    }
+
+    #[test]
+    fn steps_come_back_in_order_and_the_writer_is_seen_to_live() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path().join("new")).unwrap();
+        let mut entry = journal.begin().unwrap();
+        begin(&mut entry);
+        entry.note(Step::Ready { pid: Some(7) }).unwrap();
+        let accounts = journal.accounts().unwrap();
+        assert!(accounts[0].active && !accounts[0].may_have_run());
+        entry.note(Step::Go).unwrap();
+        drop(entry);
+        let mut accounts = journal.accounts().unwrap();
+        assert!(!accounts[0].active && accounts[0].may_have_run());
+        assert_eq!(accounts[0].steps.len(), 3);
+        assert!(accounts[0].close(Step::Failed { why: "x".to_owned() }).unwrap());
+        assert!(!journal.accounts().unwrap()[0].may_have_run());
+    }
+
+    #[test]
+    fn an_account_that_is_being_written_is_not_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let mut entry = journal.begin().unwrap();
+        begin(&mut entry);
+        let mut account = journal.accounts().unwrap().pop().unwrap();
+        assert!(!account.close(Step::Failed { why: "x".to_owned() }).unwrap());
+        assert_eq!(journal.accounts().unwrap()[0].steps.len(), 1);
+    }
+
+    #[test]
+    fn a_line_cut_short_by_a_crash_is_a_step_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let mut entry = journal.begin().unwrap();
+        begin(&mut entry);
+        entry.file.write_all(br#"{"unix_ms":1,"step":"go"}"#).unwrap();
+        assert!(!journal.accounts().unwrap()[0].may_have_run());
+        entry.file.write_all(b"\n").unwrap();
+        assert!(journal.accounts().unwrap()[0].may_have_run());
+        entry.file.write_all(b"garbage\n").unwrap();
+        assert!(journal.accounts().unwrap_err().to_string().contains(".journal: reading the journal"));
+    }
+
+    #[test]
+    fn nothing_done_leaves_no_file_and_a_socket_has_room_for_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        drop(journal.begin().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let journal = Journal::open(folder.path().join("x".repeat(100))).unwrap();
+        assert!(journal.begin().unwrap_err().to_string().contains("107"));
+    }
+}
