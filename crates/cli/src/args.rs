@@ -5,6 +5,8 @@ use std::{fmt::Write, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
 
+use crate::commands::{receive::Receive, resolve::Resolve};
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all went well (diff: no difference)
@@ -58,6 +60,11 @@ pub(crate) enum Command {
     /// Land a stream in a QEMU on this host and let the guest run on
     #[command(after_long_help = long_help())]
     Land(Land),
+    /// Take a running guest from `xl migrate` on a Xen host; see docs/live-move.md
+    #[command(after_long_help = long_help())]
+    Receive(Receive),
+    /// Say which copy of each received guest may run
+    Resolve(Resolve),
     /// Compare two VMs: field, left, right
     #[command(after_long_help = DIFF_HELP)]
     Diff(Diff),

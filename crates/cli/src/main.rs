@@ -22,7 +22,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    let cli = match commands::receive::as_xl(std::env::args_os()) {
+        None => args::Cli::parse(),
+        Some(Ok(cli)) => cli,
+        Some(Err(error)) => return exit::code_of(Err(error)),
+    };
     logging::start(&cli.words);
     exit::code_of(commands::run(cli))
 }

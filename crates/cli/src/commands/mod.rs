@@ -8,6 +8,8 @@ mod land;
 mod libvirt_xml;
 mod man;
 mod qemu_args;
+pub(crate) mod receive;
+pub(crate) mod resolve;
 mod verify;
 
 use std::path::Path;
@@ -33,6 +35,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::QemuArgs(arguments) => qemu_args::run(&arguments),
         Command::LibvirtXml(arguments) => libvirt_xml::run(&arguments),
         Command::Land(arguments) => land::run(arguments, &words),
+        Command::Receive(arguments) => receive::run(arguments, &words),
+        Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man => man::run(),

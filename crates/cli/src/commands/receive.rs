@@ -1,0 +1,334 @@
+//! `hyperferry receive`: takes a guest from an unmodified `xl migrate` on a Xen host, and lets it run in a QEMU here.
+//!
+//! Standard input and output belong to the sender. All words go to standard error, which ssh brings to its terminal.
+//!
+//! Under the name `xl` this program is what `xl migrate GUEST HOST` calls on the destination (`docs/live-move.md`).
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser};
+use hyperferry_relay::{
+    journal::{Entry, Journal, Step},
+    progress::Progress,
+    qemu,
+    receive::{self, Received, Sender},
+    session::{Arrived, Landing},
+};
+use hyperferry_translate::source::Source;
+use hyperferry_vm_model::Vm;
+
+use super::resolve;
+use crate::{
+    args::{Accel, Cli, Destination, Loss, Words},
+    destination::{missing_disks, platform_shim, say_what_to_map},
+    exit::{self, Error, Result},
+    progress,
+    report::Account,
+    runtime,
+};
+
+/// Stands for the guest's name in a file name.
+const NAME: &str = "{name}";
+/// Where `xl` finds the options that its caller cannot give.
+const CONFIG: &str = "/etc/hyperferry/receive.toml";
+
+/// Arguments of `receive`.
+#[derive(Args, Debug)]
+pub(crate) struct Receive {
+    /// QEMU on this host
+    #[command(flatten)]
+    pub(crate) destination: Destination,
+    /// What to accept, and where to account for it
+    #[command(flatten)]
+    pub(crate) loss: Loss,
+    /// Where the guest's first serial port goes; `{name}` in it is the guest's name
+    #[arg(long, value_name = "FILE")]
+    pub(crate) serial: Option<PathBuf>,
+    /// Give the guest Xen's APIC bus clock and HPET by a library preloaded into QEMU; needs KVM
+    /// [default path: beside hyperferry]
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    pub(crate) platform_shim: Option<Option<PathBuf>>,
+    /// Where each step is written down, and QEMU's monitor listens
+    #[arg(long, value_name = "DIR", default_value = resolve::JOURNAL)]
+    pub(crate) journal: PathBuf,
+    /// Leave the guest paused, as `xl migrate -p` asks
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// More arguments for QEMU, after ours
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    pub(crate) extra: Vec<String>,
+}
+
+/// Takes one guest.
+pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
+    let landing = landing(&mut arguments)?;
+    let journal = Journal::open(&arguments.journal)?;
+    let mut entry = journal.begin()?;
+    runtime::run(async {
+        resolve::end_leftovers(&journal).await?;
+        Ok(qemu::version(&landing.qemu).await?)
+    })?;
+    let mut sender = Sender::standard()?;
+    let opened = sender.open(arguments.loss.allow.policy()).map_err(Error::from);
+    let source = account(&arguments, words).of(opened)?;
+    let config = &source.outline().config;
+    let from = std::env::var("SSH_CONNECTION").ok();
+    let from = from.and_then(|connection| connection.split(' ').next().map(str::to_owned));
+    let (guest, uuid) = (config.name.clone(), config.uuid.clone());
+    for path in arguments.serial.iter_mut().chain(&mut arguments.loss.report) {
+        *path = named(path, &guest);
+    }
+    eprintln!("guest {guest} comes in");
+    entry.note(Step::Begin { guest, uuid, from })?;
+    let shown = progress::start(words.progress);
+    let account = account(&arguments, words);
+    let (received, report) = runtime::run(async {
+        let loaded = load(&arguments, landing, source, &mut entry, &shown.progress);
+        let loaded = runtime::unless_interrupted(loaded).await;
+        shown.clear();
+        let loaded = account.of(loaded);
+        let arrived = loaded.inspect_err(|error| receive::failed(&mut entry, error))?;
+        // From here on the sender may give its guest away at any time: no signal comes between.
+        let _deaf = tokio::spawn(deaf());
+        let received = sender.hand_over(arrived.loaded, &mut entry, arguments.paused).await?;
+        if let Some(shim) = arrived.shim {
+            eprintln!("the platform shim keeps the guest's HPET in {}", shim.keep().display());
+        }
+        Ok((received, arrived.translated.report))
+    })?;
+    say(&received, &entry);
+    account.tell(&report)?;
+    reported(&received, &entry)
+}
+
+/// Signals are heard and not obeyed.
+async fn deaf() {
+    while let Ok(signal) = hyperferry_relay::interrupted().await {
+        eprintln!("{signal} comes too late: the sender decides now which copy runs");
+    }
+}
+
+fn account<'a>(arguments: &'a Receive, words: &Words) -> Account<'a> {
+    Account { file: arguments.loss.report.as_deref(), to: "qemu", verbose: words.verbose > 0 }
+}
+
+/// The destination. Emulation only for those who ask for it: a guest that moves expects its speed.
+fn landing(arguments: &mut Receive) -> Result<Landing> {
+    if !matches!(arguments.destination.accel, Some(Accel::Tcg)) {
+        let remedy = "--accel tcg takes the guest into QEMU's emulation instead";
+        qemu::kvm_usable().map_err(|why| Error::Host(format!("KVM cannot be used: {why}; {remedy}")))?;
+        arguments.destination.accel = Some(Accel::Kvm);
+    }
+    let mut landing = arguments.destination.landing(arguments.loss.allow.policy())?;
+    landing.extra.clone_from(&arguments.extra);
+    if let Some(named) = &arguments.platform_shim {
+        landing.shim = Some(platform_shim(named.as_deref(), landing.options.accelerator)?);
+    }
+    Ok(landing)
+}
+
+/// Up to a guest that is loaded and stopped. Dropped before its end, it leaves nothing behind.
+async fn load(
+    arguments: &Receive,
+    mut landing: Landing,
+    source: Source<std::fs::File>,
+    entry: &mut Entry,
+    progress: &Progress,
+) -> Result<Arrived> {
+    let monitor = entry.monitor().display().to_string().replace(',', ",,");
+    landing.extra.extend(["-qmp".to_owned(), format!("unix:{monitor},server=on,wait=off")]);
+    if let Some(serial) = &arguments.serial {
+        landing.options.serial = format!("file:{}", serial.display());
+    }
+    let outline: &Vm = source.outline();
+    say_what_to_map(outline, &landing.options);
+    if let Some((vdev, path)) = missing_disks(outline, &landing.options).first() {
+        let remedy = format!("say where it is with --map-disk {vdev}=PATH");
+        return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
+    }
+    let admitted = landing.admit(outline).await?;
+    entry.note(Step::Loading)?;
+    Ok(landing.load(source, admitted, progress).await?)
+}
+
+/// A file's name with the guest's in it, which the sender chose: it must not lead elsewhere.
+fn named(path: &Path, guest: &str) -> PathBuf {
+    let harmless = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
+    let guest: String = guest.chars().map(harmless).collect();
+    let guest = guest.trim_start_matches('.');
+    path.to_str().map_or_else(|| path.to_owned(), |path| path.replace(NAME, guest).into())
+}
+
+fn say(received: &Received, entry: &Entry) {
+    let pid = received.pid().map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+    let state = match entry.last() {
+        Some(Step::Running { paused: true }) => "is here, paused",
+        _ => "runs here",
+    };
+    eprintln!("the guest {state}: QEMU process {pid}, QMP {}", entry.monitor().display());
+    eprintln!("it took {} ms from the sender's permission", received.took().as_millis());
+}
+
+fn reported(received: &Received, entry: &Entry) -> Result<u8> {
+    let Err(error) = received.reported() else { return Ok(exit::OK) };
+    eprintln!("warning: the sender was not told, and keeps its own copy stopped: {error}");
+    eprintln!("destroy that one; `hyperferry resolve` says how ({})", entry.path().display());
+    Ok(exit::UNKNOWN)
+}
+
+/// `xl [-v…] [-t] [-T] migrate-receive [-e] [-d] [-p]`, as the sender of an `xl migrate` calls it.
+#[derive(Debug, PartialEq, Eq)]
+struct Xl {
+    verbose: usize,
+    paused: bool,
+}
+
+impl Xl {
+    fn parse(words: &[String]) -> std::result::Result<Self, String> {
+        let mut xl = Self { verbose: 0, paused: false };
+        let mut words = words.iter();
+        let command = loop {
+            match words.next().map(String::as_str) {
+                // Progress for a terminal and times in front of messages: xl's own words have them, ours do not.
+                Some("-t" | "-T" | "-tT" | "-Tt") => {}
+                Some(word) if word.strip_prefix('-').is_some_and(|rest| only(rest, 'v')) => {
+                    xl.verbose += word.len() - 1;
+                }
+                other => break other,
+            }
+        };
+        if command != Some("migrate-receive") {
+            let found = command.unwrap_or("nothing");
+            return Err(format!(
+                "this xl belongs to hyperferry and knows only `migrate-receive`, not `{found}`; there is no Xen here"
+            ));
+        }
+        for word in words {
+            match word.as_str() {
+                // -e: do not wait for the domain's end; we never do.
+                "-e" => {}
+                "-d" => xl.verbose += 1,
+                "-p" => xl.paused = true,
+                "-r" | "--colo" | "--userspace-colo-proxy" => {
+                    return Err(format!("{word}: checkpointed streams (Remus, COLO) cannot move to QEMU"));
+                }
+                other => return Err(format!("xl migrate-receive: {other} is unknown here")),
+            }
+        }
+        Ok(xl)
+    }
+
+    /// The command line that this stands for, with the options of the configuration.
+    fn arguments(&self, config: &str) -> std::result::Result<Vec<String>, String> {
+        let mut arguments = vec!["hyperferry".to_owned(), "receive".to_owned()];
+        arguments.extend(vec!["-v".to_owned(); self.verbose]);
+        if self.paused {
+            arguments.push("--paused".to_owned());
+        }
+        let mut last = Vec::new();
+        let table: toml::Table = config.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        for (key, value) in table {
+            let mut option = |value: String| arguments.push(format!("--{key}={value}"));
+            match value {
+                toml::Value::Array(values) if key == "qemu-arguments" => {
+                    last.extend(values.iter().map(text).collect::<std::result::Result<Vec<_>, _>>()?);
+                }
+                toml::Value::Array(values) => {
+                    for value in &values {
+                        option(text(value)?);
+                    }
+                }
+                toml::Value::Table(pairs) => {
+                    for (from, to) in &pairs {
+                        option(format!("{from}={}", text(to)?));
+                    }
+                }
+                value => option(text(&value)?),
+            }
+        }
+        if !last.is_empty() {
+            arguments.push("--".to_owned());
+            arguments.extend(last);
+        }
+        Ok(arguments)
+    }
+}
+
+fn only(text: &str, letter: char) -> bool {
+    !text.is_empty() && text.chars().all(|c| c == letter)
+}
+
+fn text(value: &toml::Value) -> std::result::Result<String, String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| format!("wanted a string, found {value}"))
+}
+
+/// What was asked for, if it was asked for under the name `xl`.
+pub(crate) fn as_xl(words: impl IntoIterator<Item = std::ffi::OsString>) -> Option<Result<Cli>> {
+    let mut words = words.into_iter();
+    let name = words.next()?;
+    if Path::new(&name).file_name() != Some("xl".as_ref()) {
+        return None;
+    }
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    Some(from_xl(&words))
+}
+
+fn from_xl(words: &[String]) -> Result<Cli> {
+    let xl = Xl::parse(words).map_err(Error::Usage)?;
+    let config = match std::fs::read_to_string(CONFIG) {
+        Ok(config) => config,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::Host(format!("{CONFIG}: {error}"))),
+    };
+    let arguments = xl.arguments(&config).map_err(|why| Error::Host(format!("{CONFIG}: {why}")))?;
+    Cli::try_parse_from(arguments).map_err(|error| Error::Host(format!("{CONFIG}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn xl_is_answered_as_its_senders_call_it() {
+        let parse = |line: &str| Xl::parse(&words(line));
+        assert_eq!(parse("migrate-receive"), Ok(Xl { verbose: 0, paused: false }));
+        assert_eq!(parse("-t -T -vv migrate-receive -e -d -p"), Ok(Xl { verbose: 3, paused: true }));
+        assert!(parse("list").unwrap_err().contains("`list`"));
+        assert!(parse("migrate-receive -r").unwrap_err().contains("Remus"));
+        assert!(parse("migrate-receive --nonsense").unwrap_err().contains("--nonsense"));
+    }
+
+    #[test]
+    fn keys_of_the_configuration_are_options_of_receive() {
+        let config = r#"
+            qemu = "/opt/qemu"
+            serial = "/var/log/{name}.log"
+            allow = ["hpet", "intx"]
+            qemu-arguments = ["-monitor", "none"]
+            [map-disk]
+            hda = "/dev/vg/disk"
+        "#;
+        let cli = Cli::try_parse_from(Xl { verbose: 1, paused: true }.arguments(config).unwrap()).unwrap();
+        let Command::Receive(receive) = cli.command else { panic!("not receive") };
+        assert_eq!(receive.destination.qemu.as_deref(), Some(Path::new("/opt/qemu")));
+        assert_eq!(receive.destination.map_disk, [("hda".to_owned(), "/dev/vg/disk".to_owned())]);
+        assert_eq!(receive.loss.allow.allow, ["hpet", "intx"]);
+        assert_eq!(receive.extra, ["-monitor", "none"]);
+        assert!(receive.paused && cli.words.verbose == 1);
+        let unknown = Xl { verbose: 0, paused: false }.arguments("colour = \"red\"").unwrap();
+        assert!(Cli::try_parse_from(unknown).unwrap_err().to_string().contains("--colour"));
+        assert!(Xl { verbose: 0, paused: false }.arguments("qemu = 3").unwrap_err().contains("found 3"));
+    }
+
+    #[test]
+    fn a_guests_name_leads_nowhere_else() {
+        assert_eq!(named(Path::new("/log/{name}.log"), "web"), Path::new("/log/web.log"));
+        assert_eq!(named(Path::new("/log/{name}"), "../../etc/passwd"), Path::new("/log/_.._etc_passwd"));
+        assert_eq!(named(Path::new("/log/all"), "web"), Path::new("/log/all"));
+    }
+}

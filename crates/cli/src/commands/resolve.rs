@@ -1,0 +1,168 @@
+//! `hyperferry resolve`: which copy of a guest may run, from the journal and the QEMUs of this host.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use clap::Args;
+use hyperferry_relay::{
+    journal::{Account, Journal, Step},
+    qmp,
+};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use crate::{
+    exit::{self, Result},
+    output, runtime,
+};
+
+/// Where the journal is unless somebody says otherwise.
+pub(super) const JOURNAL: &str = "/var/lib/hyperferry";
+
+/// Arguments of `resolve`.
+#[derive(Args, Debug)]
+pub(crate) struct Resolve {
+    /// The journal's directory
+    #[arg(value_name = "DIR", default_value = JOURNAL)]
+    pub(crate) journal: PathBuf,
+}
+
+/// Says it for every guest that came in.
+pub(super) fn run(arguments: &Resolve) -> Result<u8> {
+    let journal = Journal::open(&arguments.journal)?;
+    let text = runtime::run(async {
+        end_leftovers(&journal).await?;
+        let mut text = String::new();
+        for account in journal.accounts()? {
+            let state = ask(&account).await;
+            text.push_str(&format!("{}\n{}\n", heading(&account), verdict(&account, state.as_deref())));
+        }
+        Ok(text)
+    })?;
+    output::print(&text)?;
+    Ok(exit::OK)
+}
+
+/// Ends every QEMU that must never run and that nobody looks after any more.
+pub(super) async fn end_leftovers(journal: &Journal) -> Result<()> {
+    for mut account in journal.accounts()? {
+        let done = matches!(account.steps.last(), Some((_, Step::Failed { .. } | Step::Unknown { .. })));
+        if account.active || account.may_have_run() || done {
+            continue;
+        }
+        let path = account.monitor();
+        if let Ok(mut qemu) = connect(&path).await
+            && let Err(error) = qemu.execute("quit", json!({})).await
+        {
+            tracing::debug!(%error, "quit");
+        }
+        if connect(&path).await.is_ok() {
+            eprintln!("warning: a half-made copy did not end; its QEMU listens at {}", path.display());
+            continue;
+        }
+        let why = "the process that took it in was gone before the sender gave it away".to_owned();
+        if account.close(Step::Failed { why })? {
+            eprintln!("note [leftover]: {}: its half-made copy is ended", heading(&account));
+        }
+    }
+    Ok(())
+}
+
+async fn connect(path: &std::path::Path) -> qmp::Result<qmp::Client> {
+    qmp::Client::handshake(UnixStream::connect(path).await?).await
+}
+
+/// The state of an account's QEMU, or nothing if it is gone.
+async fn ask(account: &Account) -> Option<String> {
+    let mut qemu = connect(&account.monitor()).await.ok()?;
+    let status = qemu.execute("query-status", json!({})).await.ok()?;
+    status.get("status").and_then(Value::as_str).map(str::to_owned)
+}
+
+fn heading(account: &Account) -> String {
+    let Some((began, Step::Begin { guest, uuid, from })) = account.steps.first() else {
+        return account.path.display().to_string();
+    };
+    let uuid = uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
+    let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
+    let ago = SystemTime::now().duration_since(*began).unwrap_or_default().as_secs();
+    format!("{guest}{uuid}{from}, {ago} s ago")
+}
+
+/// Which copy may run, and how to make it so.
+fn verdict(account: &Account, state: Option<&str>) -> String {
+    let (guest, host) = match account.steps.first() {
+        Some((_, Step::Begin { guest, from, .. })) => (guest.as_str(), from.as_deref().unwrap_or("SOURCE")),
+        _ => ("GUEST", "SOURCE"),
+    };
+    let aside = format!("{guest}--migratedaway");
+    let monitor = account.monitor();
+    let monitor = monitor.display();
+    let last = account.steps.last().map(|(_, step)| step);
+    match (last, state) {
+        _ if account.active => "  under way: wait for it".to_owned(),
+        (Some(Step::Failed { why }), _) => format!(
+            "  at the source: ours is gone and never ran ({why})\n  \
+             to be sure: ssh {host} xl list; if only {aside} is there: \
+             ssh {host} 'xl rename {aside} {guest} && xl unpause {guest}'"
+        ),
+        (Some(Step::Running { .. } | Step::Go), Some("running")) => format!(
+            "  here: it runs, QMP {monitor}\n  \
+             the source's copy must not: ssh {host} xl destroy {aside} (an error says that it is gone, as it should be)"
+        ),
+        (Some(Step::Running { .. }), Some(state)) => {
+            format!("  here: QEMU is in state {state}, QMP {monitor}")
+        }
+        (Some(Step::Running { .. }), None) => format!(
+            "  nowhere: it ran here, and its QEMU has ended\n  \
+             start it anew; a copy at the source ({aside}) is from before that and must not run on the same disks"
+        ),
+        (Some(Step::Go), Some(state)) => format!(
+            "  here: the sender has given it to us, and it has not run yet (QEMU is in state {state}), QMP {monitor}\n  \
+             if ssh {host} xl list shows a running {guest}, that is the one: send `quit` to the QMP\n  \
+             else: ssh {host} xl destroy {aside}, and send `cont` to the QMP"
+        ),
+        _ => format!(
+            "  unknown: it was told to run here, and may have run for a moment; its QEMU is gone\n  \
+             if its disks have not changed since: \
+             ssh {host} 'xl rename {aside} {guest} && xl unpause {guest}'; else start it anew"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn verdict_of(steps: &[Step], active: bool, state: Option<&str>) -> String {
+        let begin = Step::Begin { guest: "web".to_owned(), uuid: None, from: Some("192.0.2.1".to_owned()) };
+        let steps = std::iter::once(&begin).chain(steps);
+        let steps = steps.map(|step| (UNIX_EPOCH, step.clone())).collect();
+        verdict(&Account { path: "/j/1.journal".into(), steps, active }, state)
+    }
+
+    #[test]
+    fn every_end_names_one_copy() {
+        let why = || "x".to_owned();
+        let running = Step::Running { paused: false };
+        for (steps, active, state, begins) in [
+            (vec![Step::Loading], true, None, "  under way"),
+            (vec![Step::Failed { why: why() }], false, None, "  at the source"),
+            (vec![Step::Go, Step::Failed { why: why() }], false, None, "  at the source"),
+            (vec![Step::Go], false, Some("paused"), "  here: the sender has given"),
+            (vec![Step::Go], false, Some("running"), "  here: it runs"),
+            (vec![Step::Go], false, None, "  unknown"),
+            (vec![Step::Go, Step::Unknown { why: why() }], false, None, "  unknown"),
+            (vec![Step::Go, running.clone()], false, Some("running"), "  here: it runs"),
+            (vec![Step::Go, running], false, None, "  nowhere"),
+        ] {
+            let verdict = verdict_of(&steps, active, state);
+            assert!(verdict.starts_with(begins), "{steps:?}: {verdict}");
+        }
+        assert!(
+            verdict_of(&[Step::Go], false, Some("paused"))
+                .contains("ssh 192.0.2.1 xl destroy web--migratedaway")
+        );
+    }
+}

@@ -1,0 +1,347 @@
+//! `hyperferry receive` and `resolve`: a scripted sender at the other end of two pipes, QEMU's emulation behind them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests may, their helpers too"
+)]
+
+mod common;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{fs::symlink, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{command, names, patch, plain, qemus, run, slim, start_of, text, with_config};
+use hyperferry_testkit::{Fixture, witness};
+use serde_json::Value;
+
+const BANNER: &[u8; 54] = b"xl migration receiver ready, send binary domain data.\n";
+const READY: &[u8; 34] = b"domain received, ready to unpause\0";
+const GO: &[u8; 44] = b"domain is yours, you are cleared to unpause\0";
+const REPORT: &[u8; 39] = b"my copy unpause results are as follows\0";
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A sender, and the receiver that it talks to.
+struct Move {
+    folder: tempfile::TempDir,
+    child: Child,
+    to: Option<ChildStdin>,
+    from: ChildStdout,
+}
+
+impl Move {
+    fn begin(qemu: &Path, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, serial) = (folder.path().join("journal"), folder.path().join("{name}.serial"));
+        let arguments = ["receive", "--qemu", text(qemu), "--accel", "tcg", "--journal", text(&journal)];
+        let arguments = [&arguments[..], &["--serial", text(&serial)], more].concat();
+        let errors = fs::File::create(folder.path().join("stderr")).unwrap();
+        let mut command = command(&arguments);
+        command.env("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let (to, from) = (child.stdin.take(), child.stdout.take().unwrap());
+        Self { folder, child, to, from }
+    }
+
+    /// Up to a guest that is loaded.
+    fn until_ready(qemu: &Path, stream: &[u8], more: &[&str]) -> Self {
+        // The captures are from another machine.
+        let mut a_move = Self::begin(qemu, &[&["--allow", "tsc-frequency"], more].concat());
+        a_move.hears(BANNER);
+        a_move.says(stream);
+        a_move.hears(READY);
+        a_move
+    }
+
+    fn says(&mut self, words: &[u8]) {
+        // A receiver that has refused closes its end.
+        let _ = self.to.as_mut().unwrap().write_all(words);
+    }
+
+    #[track_caller]
+    fn hears(&mut self, words: &[u8]) {
+        let mut heard = Vec::new();
+        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
+        assert_eq!(heard.escape_ascii().to_string(), words.escape_ascii().to_string(), "{}", self.stderr());
+    }
+
+    fn goes_away(&mut self) {
+        self.to = None;
+    }
+
+    /// The receiver ends with this code, and without another word to the sender.
+    #[track_caller]
+    fn ends(&mut self, code: i32) -> String {
+        let mut heard = Vec::new();
+        self.from.read_to_end(&mut heard).unwrap();
+        let status = self.child.wait().unwrap();
+        let said = self.stderr();
+        assert_eq!((status.code(), heard.escape_ascii().to_string()), (Some(code), String::new()), "{said}");
+        said
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.folder.path().join("journal")
+    }
+
+    /// The steps of the one move in the journal.
+    fn steps(&self) -> Vec<Value> {
+        let names = names(&self.journal());
+        let name = names.iter().find(|name| name.ends_with(".journal")).unwrap();
+        let text = fs::read_to_string(self.journal().join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn step_names(&self) -> Vec<String> {
+        self.steps().iter().map(|step| step["step"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The QEMUs with the monitor in this journal.
+    fn qemus(&self) -> Vec<u32> {
+        let journal = self.journal();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let ours = entries.filter_map(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line);
+            let has = |word: &str| line.contains(word);
+            (has(text(&journal)) && has("-incoming")).then(|| entry.file_name().to_str()?.parse().ok())?
+        });
+        ours.collect()
+    }
+
+    /// No QEMU, no socket, and no word of the guest.
+    #[track_caller]
+    fn left_nothing(&self) {
+        wait_for("the end of QEMU", || self.qemus().is_empty());
+        assert!(names(&self.journal()).iter().all(|name| name.ends_with(".journal")));
+        for serial in names(self.folder.path()).iter().filter(|name| name.ends_with(".serial")) {
+            assert_eq!(
+                fs::read_to_string(self.folder.path().join(serial)).unwrap(),
+                "",
+                "the guest has not run"
+            );
+        }
+    }
+
+    fn resolve(&self) -> String {
+        run(&["resolve", text(&self.journal())]).expect(0).stdout
+    }
+
+    /// What QEMU answers to a command of whoever manages the guest now.
+    fn ask(&self, command: &str) -> String {
+        let names = names(&self.journal());
+        let name = names.iter().find(|name| name.ends_with(".qmp")).unwrap();
+        let mut socket = UnixStream::connect(self.journal().join(name)).unwrap();
+        socket.write_all(br#"{"execute":"qmp_capabilities"}"#).unwrap();
+        socket.write_all(format!("{{\"execute\":\"{command}\",\"id\":7}}\n").as_bytes()).unwrap();
+        let mut heard = String::new();
+        while !heard.contains(r#""id": 7"#) {
+            let mut some = [0; 4096];
+            match socket.read(&mut some).unwrap() {
+                0 => return heard,
+                count => heard.push_str(&String::from_utf8_lossy(&some[..count])),
+            }
+        }
+        heard
+    }
+}
+
+impl Drop for Move {
+    fn drop(&mut self) {
+        for pid in self.qemus() {
+            kill("-KILL", pid);
+        }
+        let _ = self.child.kill();
+    }
+}
+
+fn kill(signal: &str, pid: u32) {
+    let _ = Command::new("kill").args([signal, &pid.to_string()]).status();
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_guest_is_handed_over_word_by_word_and_goes_on() {
+    for qemu in qemus() {
+        let fixture = Fixture::named("xen/witness-1vcpu").unwrap();
+        let mut a_move = Move::until_ready(&qemu, &fixture.stream().unwrap(), &[]);
+        let serial = a_move.folder.path().join("fixture.serial");
+        assert!(a_move.ask("query-status").contains(r#""running": false"#));
+        assert_eq!(fs::read_to_string(&serial).unwrap(), "", "the sender has not given it away");
+        assert_eq!(a_move.step_names(), ["begin", "loading", "ready"]);
+        assert!(a_move.resolve().contains("under way"));
+        a_move.says(GO);
+        a_move.hears(REPORT);
+        a_move.hears(&[0]);
+        let said = a_move.ends(0);
+        assert_eq!(a_move.step_names(), ["begin", "loading", "ready", "go", "running"]);
+        assert_eq!(a_move.steps()[0]["from"], "192.0.2.1");
+        let pid = a_move.qemus().pop().unwrap();
+        assert!(said.contains(&format!("QEMU process {pid}, QMP ")), "{said}");
+        let beats = || witness::beats(&fs::read_to_string(&serial).unwrap());
+        wait_for("beats", || beats().len() >= 5);
+        let last = witness::beats(&fixture.origin.serial).pop().unwrap().beat;
+        assert!((last..=last + 2).contains(&beats()[0].beat), "{last}, then {:?}", beats()[0]);
+        assert!(a_move.resolve().contains("here: it runs"));
+        a_move.ask("quit");
+        wait_for("the end of QEMU", || a_move.qemus().is_empty());
+        assert!(a_move.resolve().contains("nowhere: it ran here"));
+    }
+}
+
+#[test]
+fn a_sender_that_does_not_give_its_guest_away_keeps_it() {
+    let stream = slim(&plain());
+    for qemu in qemus() {
+        for (words, why) in [
+            (&b""[..], "it went away instead"),
+            (&GO[..43], "it said"),
+            (b"domain is mine, you are cleared to go home!!\0", "it said"),
+        ] {
+            let mut a_move = Move::until_ready(&qemu, &stream, &[]);
+            a_move.says(words);
+            a_move.goes_away();
+            assert!(a_move.ends(5).contains(why));
+            assert_eq!(a_move.step_names(), ["begin", "loading", "ready", "failed"]);
+            a_move.left_nothing();
+            assert!(a_move.resolve().contains("at the source"));
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_off_leaves_nothing() {
+    let stream = slim(&plain());
+    let memory = start_of(&stream, "PAGE_DATA");
+    for qemu in qemus() {
+        for (end, code) in [(30, 3), (memory - 4, 3), (memory + 1000, 3), (stream.len() - 8, 3)] {
+            let mut a_move = Move::begin(&qemu, &[]);
+            a_move.hears(BANNER);
+            a_move.says(&stream[..end]);
+            a_move.goes_away();
+            assert!(a_move.ends(code).contains("@0x"), "cut at {end}");
+            a_move.left_nothing();
+        }
+    }
+}
+
+#[test]
+fn what_cannot_move_is_refused_before_a_page() {
+    let pci = serde_json::json!([{"bus": 3, "dev": 0, "func": 0}]);
+    let stream = with_config(&plain(), |config| config["pcidevs"] = pci);
+    for qemu in qemus() {
+        let mut a_move = Move::begin(&qemu, &[]);
+        a_move.hears(BANNER);
+        // The sender waits with its first page: nothing but a refusal can end this.
+        a_move.says(&stream[..start_of(&stream, "PAGE_DATA")]);
+        assert!(a_move.ends(4).contains("refused [passthrough]"));
+        a_move.left_nothing();
+    }
+}
+
+#[test]
+fn what_can_only_be_refused_late_is_refused_before_ready() {
+    let stream = slim(&plain());
+    let khz = start_of(&stream, "X86_TSC_INFO") + 12;
+    let slow = patch(&stream, khz, &100_000_u32.to_le_bytes());
+    for qemu in qemus() {
+        let mut a_move = Move::begin(&qemu, &[]);
+        a_move.hears(BANNER);
+        a_move.says(&slow);
+        assert!(a_move.ends(4).contains("refused [tsc-frequency]"));
+        assert_eq!(a_move.step_names(), ["begin", "loading", "failed"]);
+        a_move.left_nothing();
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_before_it_runs_gives_the_guest_back() {
+    for qemu in qemus() {
+        let mut a_move = Move::until_ready(&qemu, &slim(&plain()), &[]);
+        kill("-KILL", a_move.qemus().pop().unwrap());
+        wait_for("the end of QEMU", || a_move.qemus().is_empty());
+        a_move.says(GO);
+        a_move.hears(REPORT);
+        a_move.hears(&[1]);
+        a_move.hears(GO);
+        a_move.ends(5);
+        assert_eq!(a_move.step_names().last().unwrap(), "failed");
+        a_move.left_nothing();
+        assert!(a_move.resolve().contains("at the source"));
+    }
+}
+
+#[test]
+fn a_receiver_that_is_killed_leaves_a_copy_that_is_never_run() {
+    for qemu in qemus() {
+        let mut a_move = Move::until_ready(&qemu, &slim(&plain()), &[]);
+        a_move.child.kill().unwrap();
+        a_move.child.wait().unwrap();
+        assert_eq!(a_move.qemus().len(), 1, "nobody was there to end it");
+        let resolved = a_move.resolve();
+        assert!(resolved.contains("at the source"), "{resolved}");
+        a_move.left_nothing();
+    }
+}
+
+#[test]
+fn a_signal_ends_it_before_ready_and_not_behind() {
+    let stream = slim(&plain());
+    for qemu in qemus().into_iter().take(1) {
+        let mut a_move = Move::begin(&qemu, &[]);
+        a_move.hears(BANNER);
+        a_move.says(&stream[..start_of(&stream, "X86_TSC_INFO")]);
+        wait_for("QEMU", || !a_move.qemus().is_empty());
+        kill("-TERM", a_move.child.id());
+        assert!(a_move.ends(5).contains("stopped by SIGTERM"));
+        a_move.left_nothing();
+
+        let mut a_move = Move::until_ready(&qemu, &stream, &["--paused"]);
+        kill("-TERM", a_move.child.id());
+        wait_for("the answer", || a_move.stderr().contains("SIGTERM comes too late"));
+        a_move.says(GO);
+        a_move.hears(REPORT);
+        a_move.hears(&[0]);
+        a_move.ends(0);
+        assert_eq!(a_move.steps()[4]["paused"], true);
+        assert!(a_move.ask("query-status").contains(r#""running": false"#));
+        assert!(a_move.resolve().contains("here: QEMU is in state"));
+    }
+}
+
+#[test]
+fn a_host_that_cannot_take_a_guest_does_not_ask_for_one() {
+    let mut a_move = Move::begin(Path::new("/nowhere/qemu"), &[]);
+    assert!(a_move.ends(5).contains("/nowhere/qemu"));
+    a_move.left_nothing();
+    assert_eq!(names(&a_move.journal()), [""; 0], "nothing was begun");
+}
+
+#[test]
+fn under_the_name_xl_only_xls_own_call_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let xl = folder.path().join("xl");
+    symlink(env!("CARGO_BIN_EXE_hyperferry"), &xl).unwrap();
+    common::finish(Command::new(&xl).arg("list"), None).expect(2).says("not `list`");
+    common::finish(Command::new(&xl).args(["migrate-receive", "-r"]), None).expect(2).says("Remus");
+}
