@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{command, patch, pipe, plain, qemus, slim, start_of, text};
-use hyperferry_testkit::{Fixture, witness};
+use hyperferry_testkit::{Fixture, fixtures, lab, witness};
 use serde_json::Value;
 
 /// Beats that a landed guest must come to.
@@ -64,18 +64,33 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool, child: &mut Child) {
     }
 }
 
+/// The same for something that must be seen when it happens.
+fn wait_often(what: &str, mut done: impl FnMut() -> bool, child: &mut Child) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+        assert!(child.try_wait().unwrap().is_none(), "hyperferry ended before {what}");
+    }
+}
+
 fn interrupt(child: &Child) {
     let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(status.success());
 }
 
+/// Lands a fixture; what the guest then printed is what it printed before, gone on, but for the checks that are named.
 fn land(fixture: &Fixture, qemu: &Path) {
     let folder = tempfile::tempdir().unwrap();
-    let serial = folder.path().join("serial");
+    let (serial, disk) = (folder.path().join("serial"), folder.path().join("disk"));
+    fs::write(&disk, lab::disk()).unwrap();
     let stream = fixture.path();
-    let arguments =
-        ["land", text(&stream), "--qemu", text(qemu), "--accel", "tcg", "--serial", text(&serial)];
-    let mut command = command(&[&arguments[..], &["--allow", ALLOWED]].concat());
+    let disk = format!("hda={}", text(&disk));
+    let mut arguments =
+        vec!["land", text(&stream), "--qemu", text(qemu), "--accel", "tcg", "--map-disk", &disk];
+    arguments.extend(["--serial", text(&serial), "--allow", ALLOWED]);
+    let known = witness::known_after_a_move(&fixture.name);
+    arguments.extend(known.allow.iter().flat_map(|name| ["--allow", *name]));
+    let mut command = command(&arguments);
     let errors = fs::File::create(folder.path().join("stderr")).unwrap();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
     let beats = || witness::beats(&fs::read_to_string(&serial).unwrap_or_default()).len();
@@ -88,40 +103,60 @@ fn land(fixture: &Fixture, qemu: &Path) {
     let after = fs::read_to_string(&serial).unwrap();
     assert_gone(text(&serial));
     let place = format!("{} in {}", fixture.name, qemu.display());
-    go_on(&fixture.origin.serial, &after).unwrap_or_else(|why| panic!("{place}: {why}\n{said}"));
-}
-
-/// What the witness may find changed: Xen counts the local APIC's timer at 100 MHz, QEMU at 1 GHz (docs, "time"), and
-/// a Xen that runs under emulation itself has lost CR2 before it could save it.
-const KNOWN: [&str; 3] = ["lapic_initial", "lapic_current_in_range", "cr2"];
-
-/// The beats go on where they stopped, one by one, and no check fails that is not known to.
-fn go_on(before: &str, after: &str) -> Result<(), String> {
-    let failed = after.lines().filter(|line| line.starts_with("BAD "));
-    if let Some(line) =
-        failed.clone().find(|line| !KNOWN.iter().any(|name| line.contains(&format!(" what={name} "))))
-    {
-        return Err(line.to_owned());
-    }
-    let beats = |text: &str| witness::beats(text).iter().map(|beat| beat.beat).collect::<Vec<_>>();
-    let (last, beats) = (beats(before).last().copied().unwrap_or(0), beats(after));
-    let first = beats.first().copied().unwrap_or(0);
-    // The beat that was under way is printed on one side or on neither.
-    if !(last..=last + 2).contains(&first) {
-        return Err(format!("beat {last} was followed by beat {first}"));
-    }
-    match beats.windows(2).find(|pair| pair[1] != pair[0] + 1) {
-        Some(pair) => Err(format!("beat {} was followed by beat {}", pair[0], pair[1])),
-        None => Ok(()),
-    }
+    known.judge(&fixture.origin.serial, &after).unwrap_or_else(|why| panic!("{place}: {why}\n{said}"));
 }
 
 #[test]
-fn captured_guests_go_on() {
+fn every_captured_guest_goes_on() {
     let _alone = alone();
     for qemu in qemus() {
-        for name in ["xen/witness-1vcpu", "xen/witness-2vcpu"] {
-            land(&Fixture::named(name).unwrap(), &qemu);
+        for fixture in fixtures("xen").unwrap() {
+            land(&fixture, &qemu);
+        }
+    }
+}
+
+/// Twenty seconds of the guest's clocks against this host's, and against each other.
+#[test]
+fn clocks_run_at_the_rate_that_the_guest_knows() {
+    let _alone = alone();
+    for qemu in qemus().into_iter().take(1) {
+        let folder = tempfile::tempdir().unwrap();
+        let serial = folder.path().join("serial");
+        let stream = Fixture::named("xen/witness-1vcpu").unwrap().path();
+        let arguments =
+            ["land", text(&stream), "--qemu", text(&qemu), "--accel", "tcg", "--serial", text(&serial)];
+        let mut command = command(&[&arguments[..], &["--allow", ALLOWED]].concat());
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Each beat as its line arrives, with the host's time.
+        let mut arrived: Vec<(Instant, witness::Beat)> = Vec::new();
+        let long_enough = |arrived: &[(Instant, witness::Beat)]| {
+            arrived.len() > 1 && arrived[1].0.elapsed() > Duration::from_secs(20)
+        };
+        let arrive = || {
+            let beats = witness::beats(&fs::read_to_string(&serial).unwrap_or_default());
+            let known = arrived.len();
+            arrived.extend(beats.into_iter().skip(known).map(|beat| (Instant::now(), beat)));
+            std::thread::sleep(Duration::from_millis(1));
+            long_enough(&arrived)
+        };
+        wait_often("20 seconds of beats", arrive, &mut child);
+        interrupt(&child);
+        child.wait().unwrap();
+        // The first line may have been printed before we looked.
+        let ((began, first), (ended, last)) = (&arrived[1], &arrived[arrived.len() - 1]);
+        let seconds = (*ended - *began).as_secs_f64();
+        let counted = |name| last.number(name).unwrap() - first.number(name).unwrap();
+        let pm = counted("pm") / 3_579_545.0 / seconds;
+        let pit = counted("pit_irqs") / 100.0 / seconds;
+        // The witness has measured its TSC against the PM timer when it started, on Xen.
+        let tsc = 1.0 + last.number("ppm_tsc").unwrap() / 1e6;
+        eprintln!(
+            "of the guest's seconds in {seconds:.1} of ours: PM timer {pm:.4}, PIT {pit:.4}; TSC of the PM timer's {tsc:.4}"
+        );
+        for (clock, rate) in [("PM timer", pm), ("PIT", pit)] {
+            assert!((rate - 1.0).abs() < 0.005, "the guest's {clock} runs at {rate:.4} of its rate");
         }
     }
 }

@@ -13,6 +13,13 @@ use std::str::FromStr;
 pub const MAKE_DISK: &str = "truncate -s 1M fixture.disk
     printf 'hyperferry fixture disk' | dd of=fixture.disk conv=notrunc status=none";
 
+/// The same disk, as bytes.
+pub fn disk() -> Vec<u8> {
+    let mut disk = b"hyperferry fixture disk".to_vec();
+    disk.resize(1 << 20, 0);
+    disk
+}
+
 /// A host of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
