@@ -120,7 +120,12 @@ fn pci_device(json: &Value) -> String {
 }
 
 /// What can be refused before a page is read.
-pub(super) fn judge(config: &GuestConfig, policy: &Policy, report: &mut Report) {
+pub(super) fn judge(json: &Value, config: &GuestConfig, policy: &Policy, report: &mut Report) {
+    if let Some(kind @ ("pvh" | "pv")) = json.pointer("/c_info/type").and_then(Value::as_str) {
+        let what = format!("this is a {} domain: it has no emulated PC around it", kind.to_uppercase());
+        let remedy = "only HVM domains can move; boot the guest as type=\"hvm\" first";
+        policy.refuse(report, refusal::DOMAIN_TYPE, what, remedy);
+    }
     if !config.passthrough.is_empty() {
         let what = format!("host devices are passed through: {}", config.passthrough.join(", "));
         policy.refuse(report, refusal::PASSTHROUGH, what, "detach them (xl pci-detach) before the move");
@@ -182,12 +187,13 @@ mod tests {
     fn refuses_before_memory_what_cannot_move() {
         let json = serde_json::json!({
             "b_info": {"max_memkb": 1024, "nested_hvm": "True"},
+            "c_info": {"type": "pvh"},
             "pcidevs": [{"domain": 0, "bus": 3, "dev": 0x1f, "func": 2}],
         });
         let mut report = Report::default();
-        judge(&normalise(&json, &mut Report::default()), &Policy::default(), &mut report);
+        judge(&json, &normalise(&json, &mut Report::default()), &Policy::default(), &mut report);
         let names: Vec<_> = report.refusals().map(|finding| finding.name).collect();
-        assert_eq!(names, ["passthrough", "nested"]);
-        assert!(report.findings[0].what.contains("0000:03:1f.2"));
+        assert_eq!(names, ["domain-type", "passthrough", "nested"]);
+        assert!(report.findings[1].what.contains("0000:03:1f.2"));
     }
 }

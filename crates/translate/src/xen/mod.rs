@@ -101,7 +101,7 @@ impl<R: Read> Intake<R> {
                     let hole = self.vm.config.mmio_hole;
                     let low_limit = hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
                     self.vm.memory = MemoryLayout::split(self.vm.config.memory, low_limit);
-                    config::judge(&self.vm.config, &self.policy, &mut self.report);
+                    config::judge(&json, &self.vm.config, &self.policy, &mut self.report);
                 }
                 Event::ImageHeader(header) => version = header.version,
                 Event::DomainHeader(header) => {
