@@ -76,6 +76,6 @@ fn goes_on(fixture: &Fixture, host: Host, script: &str) -> Result<()> {
     let packed = std::fs::read(fixture.path()).context("no stream")?;
     host.send(&packed, "/root/fixture.zst")?;
     let serial = host.run(script)?;
-    witness::continues(&fixture.origin.serial, &serial)
+    witness::continues(&fixture.origin.serial, &serial, witness::unseen_beats(&fixture.name))
         .map_err(|reason| anyhow::anyhow!("{reason}\n{serial}"))
 }
