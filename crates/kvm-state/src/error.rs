@@ -104,7 +104,7 @@ const EINVAL: i32 = 22;
 const ENXIO: i32 = 6;
 const EPERM: i32 = 1;
 
-/// What an errno of an ioctl usually means, from the checks in `arch/x86/kvm` of Linux 6.12.
+/// What an errno of an ioctl usually means: a hint for a person, on which nothing depends.
 fn hint(ioctl: &str, errno: i32) -> Option<&'static str> {
     Some(match (ioctl, errno) {
         ("open /dev/kvm", ENOENT) => {

@@ -8,8 +8,8 @@
 //!
 //! Only [`capture`], [`load`], [`create`] and [`probe`] need `/dev/kvm`.
 //!
-//! Source: Linux `Documentation/virt/kvm/api.rst` and `arch/x86/include/uapi/asm/kvm.h` as of 6.12, through
-//! kvm-bindings 0.14 and kvm-ioctls 0.25. The page is `formats/kvm/state.md`.
+//! Source: the structures of kvm-bindings 0.14 (Linux's `arch/x86/include/uapi/asm/kvm.h`), and what a KVM of Linux
+//! 6.18 gave back in the tests. The page is `formats/kvm/state.md`.
 
 mod capture;
 mod error;

@@ -1,6 +1,6 @@
 //! [`KvmVm`] to `/dev/kvm`.
 //!
-//! The order matters to KVM (Linux 6.12, `arch/x86/kvm`):
+//! The order matters to KVM; in this one a whole state came back as it was put in (`tests/host.rs`, Linux 6.18):
 //!
 //! 1. The VM: `KVM_CREATE_IRQCHIP`, `KVM_CREATE_PIT2`, then the APIC bus clock, which only a VM with an APIC and
 //!    without vCPUs takes, then the vCPUs, each with its APIC id as its id.
