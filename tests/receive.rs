@@ -293,7 +293,19 @@ fn a_qemu_that_dies_before_it_runs_gives_the_guest_back() {
 
 #[test]
 fn a_receiver_that_is_killed_leaves_a_copy_that_is_never_run() {
+    let stream = slim(&plain());
     for qemu in qemus() {
+        let mut a_move = Move::begin(&qemu, &[]);
+        a_move.hears(BANNER);
+        a_move.says(&stream[..start_of(&stream, "X86_TSC_INFO")]);
+        wait_for("QEMU", || !a_move.qemus().is_empty());
+        wait_for("the stream", || a_move.stderr().contains("moving memory"));
+        a_move.child.kill().unwrap();
+        a_move.child.wait().unwrap();
+        wait_for("QEMU's own end", || a_move.qemus().is_empty());
+        assert!(a_move.resolve().contains("at the source"));
+        a_move.left_nothing();
+
         let mut a_move = Move::until_ready(&qemu, &slim(&plain()), &[]);
         a_move.child.kill().unwrap();
         a_move.child.wait().unwrap();
