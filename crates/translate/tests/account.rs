@@ -1,5 +1,7 @@
 //! Nothing is lost in silence: whatever the records of a real stream hold, the report names it.
 
+#![allow(clippy::unwrap_used, reason = "tests may, their helpers too")]
+
 use std::collections::BTreeSet;
 
 use hyperferry_testkit::{Fixture, fixtures};

@@ -83,7 +83,7 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
     }
     if !vm.config.usb_devices.is_empty() {
         args.pair("-device", "piix3-usb-uhci,addr=01.2");
-        for device in &vm.config.usb_devices {
+        for device in vm.config.usb_devices.iter().filter(|device| is_word(device)) {
             args.pair("-device", format!("usb-{device}"));
         }
     }
@@ -95,6 +95,12 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
         );
     }
     args.0
+}
+
+/// Whether a name from the stream can stand in an argument: nothing in it ends a value or begins another option.
+pub(crate) fn is_word(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b":_.-".contains(&byte);
+    !name.is_empty() && name.bytes().all(plain)
 }
 
 #[derive(Default)]
@@ -195,12 +201,12 @@ fn display(vm: &Vm, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
     };
     let Some(slot) = slots.next() else { return };
     let megabytes = (vm.config.video_memory >> 20).max(1);
-    // The ROM has run; where it was shadowed, RAM holds it.
-    args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={slot:02x}.0,romfile="));
+    args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={slot:02x}.0"));
 }
 
 fn network(vm: &Vm, options: &Options, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
-    for (index, nic) in vm.config.nics.iter().enumerate().filter(|(_, nic)| nic.emulated) {
+    let nics = vm.config.nics.iter().enumerate();
+    for (index, nic) in nics.filter(|(_, nic)| nic.emulated && is_word(&nic.model) && is_word(&nic.mac)) {
         let Some(slot) = slots.next() else { return };
         let bridge = nic.bridge.as_ref().and_then(|bridge| options.bridges.get(bridge));
         args.pair(
@@ -211,10 +217,7 @@ fn network(vm: &Vm, options: &Options, slots: &mut std::ops::Range<u8>, args: &m
                 None => format!("hubport,id=net{index},hubid={index}"),
             },
         );
-        args.pair(
-            "-device",
-            format!("{},netdev=net{index},mac={},addr={slot:02x}.0,romfile=", nic.model, nic.mac),
-        );
+        args.pair("-device", format!("{},netdev=net{index},mac={},addr={slot:02x}.0", nic.model, nic.mac));
     }
 }
 
@@ -237,7 +240,7 @@ fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
     if let Some(path) = mapped.or(disk.path.as_ref()) {
         let path = path.replace(',', ",,");
         let read_only = if disk.writable { "off" } else { "on" };
-        let format = if disk.format.is_empty() { "raw" } else { &disk.format };
+        let format = if is_word(&disk.format) { &disk.format } else { "raw" };
         args.pair(
             "-drive",
             format!("file={path},format={format},if=none,id={id},readonly={read_only},cache=writeback"),
@@ -294,17 +297,24 @@ mod tests {
     #[test]
     fn devices_stand_where_libxl_put_them() {
         let args = command_line(&vm(), &Options::new(Accelerator::Kvm)).join(" ");
-        assert!(args.contains("-device VGA,vgamem_mb=16,addr=02.0,romfile="), "{args}");
-        assert!(
-            args.contains("-device e1000,netdev=net0,mac=00:16:3e:01:02:03,addr=03.0,romfile="),
-            "{args}"
-        );
+        assert!(args.contains("-device VGA,vgamem_mb=16,addr=02.0"), "{args}");
+        assert!(args.contains("-device e1000,netdev=net0,mac=00:16:3e:01:02:03,addr=03.0"), "{args}");
         assert!(args.contains("-drive file=/a,,b,format=raw,if=none,id=hda"), "{args}");
         assert!(args.contains("-m 150994944B"), "{args}");
         assert!(
             args.contains("-smp 1,maxcpus=4,sockets=2,cores=1,threads=2 -device host-x86_64-cpu,socket-id=1"),
             "{args}"
         );
+    }
+
+    #[test]
+    fn no_name_from_a_stream_adds_an_option() {
+        let mut vm = vm();
+        vm.config.nics[0].model = "e1000,romfile=/etc/shadow".into();
+        vm.config.disks[0].format = "raw,file=/etc/shadow".into();
+        vm.config.usb_devices = vec!["tablet,x=y".into()];
+        let args = command_line(&vm, &Options::new(Accelerator::Tcg)).join(" ");
+        assert!(!args.contains("shadow") && !args.contains("x=y"), "{args}");
     }
 
     #[test]

@@ -24,9 +24,6 @@ use crate::{
 
 const STAGE: &str = "model -> QEMU";
 
-/// Register of a PCI device's ROM range.
-const ROM_BASE: usize = 0x30;
-
 /// What executes the guest on the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
@@ -96,7 +93,7 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
     let vm = vm.as_ref();
     let mut sections = Sections::of(destination.template);
     cpus(vm, &mut sections, &target, report)?;
-    generic(vm, &mut sections, destination.policy, report)?;
+    generic(vm, &mut sections, destination.policy, report);
     chips(vm, &mut sections, &target, report)?;
     platform(&mut sections)?;
     report
@@ -181,7 +178,7 @@ fn cpus(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut 
 }
 
 /// Devices whose section says all there is to say about them.
-fn generic(vm: &Vm, sections: &mut Sections<'_>, policy: &Policy, report: &mut Report) -> Result<()> {
+fn generic(vm: &Vm, sections: &mut Sections<'_>, policy: &Policy, report: &mut Report) {
     for device in &vm.devices {
         // Its counters are computed from the devices' pins.
         if device.name == "PCIBUS" {
@@ -195,8 +192,6 @@ fn generic(vm: &Vm, sections: &mut Sections<'_>, policy: &Policy, report: &mut R
             continue;
         };
         let place = format!("device {idstr}");
-        // The ROM has run and is not brought along: its range stays off.
-        let rom = devices::pci::config(tree).map_or(0, |config| devices::pci::dword(config, ROM_BASE));
         let identity = match (devices::qemu::model_config(device), devices::pci::config(tree)) {
             (Some(source), Some(destination)) => devices::qemu::identity_difference(source, destination),
             _ => None,
@@ -212,11 +207,7 @@ fn generic(vm: &Vm, sections: &mut Sections<'_>, policy: &Policy, report: &mut R
             continue;
         }
         devices::qemu::localise(&device.state, tree, schema, &place, report);
-        for (register, byte) in (ROM_BASE..).zip(rom.to_le_bytes()) {
-            devices::pci::set_config_byte(tree, register, byte)?;
-        }
     }
-    Ok(())
 }
 
 /// A device that the destination does not have.

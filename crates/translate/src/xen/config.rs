@@ -6,6 +6,7 @@ use hyperferry_vm_model::{Disk, GuestConfig, Nic, VgaKind};
 use serde_json::Value;
 
 use crate::{
+    qemu::args::is_word,
     refusal::{self, Policy},
     report::{Report, Severity},
 };
@@ -125,6 +126,11 @@ pub(super) fn judge(json: &Value, config: &GuestConfig, policy: &Policy, report:
         let what = format!("this is a {} domain: it has no emulated PC around it", kind.to_uppercase());
         let remedy = "only HVM domains can move; boot the guest as type=\"hvm\" first";
         policy.refuse(report, refusal::DOMAIN_TYPE, what, remedy);
+    }
+    let names = config.nics.iter().flat_map(|nic| [&nic.model, &nic.mac]).chain(&config.usb_devices);
+    for name in names.chain(config.disks.iter().map(|disk| &disk.format)).filter(|name| !is_word(name)) {
+        let what = format!("the configuration names a device {name:?}, which no device model knows");
+        policy.refuse(report, refusal::DEVICE, what, "correct the guest's configuration and boot it again");
     }
     if !config.passthrough.is_empty() {
         let what = format!("host devices are passed through: {}", config.passthrough.join(", "));

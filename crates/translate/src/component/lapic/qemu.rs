@@ -5,7 +5,7 @@ use hyperferry_vm_model::Lapic;
 
 use crate::{
     Result,
-    qemu::Target,
+    qemu::{Accelerator, Target},
     refusal,
     report::{Report, Severity},
 };
@@ -79,23 +79,24 @@ fn timer(lapic: &Lapic, vcpu: u32, tree: &mut Tree, target: &Target<'_>, report:
 
     // The shot that is under way keeps its length in nanoseconds; what the guest programs afterwards does not.
     let scaled = u64::from(timer.initial_count) * ratio.max(1);
-    let count = u32::try_from(scaled).unwrap_or(u32::MAX);
     let shift = timer.divisor().trailing_zeros();
-    let length = (u64::from(count) + 1) << shift;
-    let expiry = match timer.remaining_ns {
-        Some(remaining) => target.clock_ns + remaining,
-        None => target.clock_ns + length,
-    };
+    let length = (scaled + 1) << shift;
+    let expiry = target.clock_ns + timer.remaining_ns.unwrap_or(length);
+    // KVM takes that length from the count; emulation has it apart, and may leave the guest the count that it wrote. A
+    // periodic timer goes on with its count: there the ticks matter more than what a read of the register gives.
+    let apart = target.accelerator == Accelerator::Tcg && mode == 0;
+    let count = if apart { timer.initial_count } else { u32::try_from(scaled).unwrap_or(u32::MAX) };
+    let loaded = if apart { target.clock_ns } else { expiry.saturating_sub(length) };
     tree.set_u64("divide_conf", timer.divide_configuration.into())?;
     tree.set_u64("count_shift", shift.into())?;
     tree.set_u64("initial_count", count.into())?;
     let nanoseconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    tree.set_i64("initial_count_load_time", nanoseconds(expiry.saturating_sub(length)))?;
+    tree.set_i64("initial_count_load_time", nanoseconds(loaded))?;
     tree.set_i64("next_time", nanoseconds(expiry))?;
     tree.set_i64("timer_expiry", if running { nanoseconds(expiry) } else { -1 })?;
 
     let mut ledger = report.record(STAGE, format_args!("lapic[{vcpu}]"));
-    if ratio == 1 {
+    if count == timer.initial_count {
         ledger.carried(&["timer.initial_count"]);
     } else {
         ledger.derived(
