@@ -23,7 +23,7 @@ use crate::{Error, Result, qemu::Launch, qemu::Process};
 const WORD: &str = "hyperferry-platform-shim: ";
 /// How long its first line may take to reach us.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const DOING: &str = "waiting for the platform shim";
+const DOING: &str = "loading the platform shim";
 /// Xen's APIC bus: a cycle of 10 ns (xen/arch/x86/include/asm/hvm/vlapic.h, APIC_BUS_CYCLE_NS).
 const APIC_BUS_NS: u64 = 10;
 /// Version of the file.

@@ -198,11 +198,22 @@ fn a_level_holds_until_the_guest_has_seen_it() {
     bench.write(comparator(2), TICKS, 0);
     assert_eq!(bench.until(9 * MS), [(MS, "22 up".to_owned())], "no further tick before the acknowledgement");
     assert_eq!(bench.read(STATUS, 9 * MS), 4);
+    bench.write(comparator(2), 2 * TICKS, 9 * MS);
+    assert_eq!(bench.chip.next_deadline(), None);
     bench.write(STATUS, 3, 9 * MS);
     assert!(bench.wires.take().is_empty(), "others' bits do nothing");
     bench.write(STATUS, 4, 9 * MS + 1);
     assert_eq!(bench.wires.take(), ["22 down"]);
     assert_eq!(bench.chip.next_deadline(), Some(10 * MS));
+}
+
+#[test]
+fn a_timer_that_is_switched_off_does_not_fire() {
+    let mut bench = Bench::new(&counting());
+    bench.write(timer(0), 20 << 9 | INTERRUPTS, 0);
+    bench.write(comparator(0), TICKS, 0);
+    bench.write(timer(0), 20 << 9, 0);
+    assert_eq!(bench.until(5 * MS), []);
 }
 
 #[test]
