@@ -77,7 +77,8 @@ pub(crate) fn platform_shim(named: Option<&Path>, accelerator: Accelerator) -> R
     if let Some(path) = named {
         return Ok(path.to_owned());
     }
-    let program = std::env::current_exe().map_err(|error| Error::Host(format!("our own program: {error}")))?;
+    let program =
+        std::env::current_exe().map_err(|error| Error::Host(format!("our own program: {error}")))?;
     let path = program.with_file_name(PLATFORM_SHIM);
     if path.is_file() {
         return Ok(path);
