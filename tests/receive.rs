@@ -292,6 +292,22 @@ fn a_qemu_that_dies_before_it_runs_gives_the_guest_back() {
 }
 
 #[test]
+fn a_qemu_that_dies_among_the_pages_leaves_the_guest_to_the_sender() {
+    let stream = plain();
+    for qemu in qemus() {
+        let mut a_move = Move::begin(&qemu, &["--allow", "tsc-frequency"]);
+        a_move.hears(BANNER);
+        a_move.says(&stream[..stream.len() / 2]);
+        wait_for("the stream", || a_move.stderr().contains("moving memory"));
+        kill("-KILL", a_move.qemus().pop().unwrap());
+        let said = a_move.ends(5);
+        assert!(said.contains("QEMU ended (signal: 9"), "{said}");
+        assert_eq!(a_move.step_names(), ["begin", "loading", "failed"]);
+        a_move.left_nothing();
+    }
+}
+
+#[test]
 fn a_receiver_that_is_killed_leaves_a_copy_that_is_never_run() {
     let stream = slim(&plain());
     for qemu in qemus() {
