@@ -137,7 +137,7 @@ fn tell(error: &dyn fmt::Display) {
 fn of_relay(error: &hyperferry_relay::Error) -> u8 {
     use hyperferry_relay::Error as Relay;
     match error {
-        Relay::Unconfirmed(_) => UNKNOWN,
+        Relay::Unconfirmed(_) | Relay::Unreported(_) | Relay::Stranded { .. } => UNKNOWN,
         Relay::Option { .. } => USAGE,
         Relay::Stream(inner) => {
             if let Some(error) = inner.downcast_ref::<TranslateError>() {

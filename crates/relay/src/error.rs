@@ -71,6 +71,23 @@ pub enum Error {
     /// `cont` was sent and QEMU did not confirm it: the guest may have run for a moment.
     #[error("QEMU was told to run the guest and did not confirm it: {0}")]
     Unconfirmed(Box<Error>),
+    /// A QEMU that somebody else started did not do its part as the source of a move.
+    #[error("the guest's QEMU: {0}")]
+    Guest(String),
+    /// The receiver of a guest did not do its part.
+    #[error("the destination {0}")]
+    Destination(String),
+    /// A move came to nothing, and the guest does not run on where it was.
+    #[error("{first}; then the guest could not be resumed here: {stranded}")]
+    Stranded {
+        /// Why the move failed.
+        first: String,
+        /// Why the guest does not run.
+        stranded: Box<Error>,
+    },
+    /// The receiver of a guest was told to run it, and nobody knows whether it does.
+    #[error("the destination was told to run the guest, and it is not known whether it does: {0}")]
+    Unreported(Box<Error>),
     /// The machine protocol.
     #[error(transparent)]
     Qmp(#[from] qmp::Error),

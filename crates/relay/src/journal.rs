@@ -1,4 +1,4 @@
-//! What was done about each guest that came in, on disk before it cannot be undone.
+//! What was done about each guest that came in or left, on disk before it cannot be undone.
 //!
 //! One file a move in the journal's directory: a line of JSON each step, synced before the step is taken. Its monitor
 //! socket lies beside it. The process that writes a file holds a lock on it, so a file without a lock is the account
@@ -11,6 +11,17 @@
 //! ```
 //!
 //! A copy may run only behind `go`: any QEMU of an abandoned file without that line can be ended.
+//!
+//! A guest that leaves has a file of the same kind:
+//!
+//! ```text
+//! leave -> sending -> ready -> go -> left              the guest is at the destination
+//!    |        |         |       +-> unknown            the destination was told to run it, and did not confirm it
+//!    +--------+---------+-------+-> failed             the destination's copy never ran; the guest is here
+//! ```
+//!
+//! Up to `ready` the end of the process that sends is enough to have it back (`send::guest`). Behind `ready` its QEMU
+//! may stand still, and may be resumed as long as there is no `go`.
 
 use std::{
     ffi::OsStr,
@@ -43,26 +54,43 @@ pub enum Step {
         /// Who sends it, as far as that is known.
         from: Option<String>,
     },
-    /// A QEMU is about to be started for it.
-    Loading,
-    /// It is loaded and stopped, and the sender is about to be told.
-    Ready {
-        /// QEMU's process id.
+    /// A guest is about to leave.
+    Leave {
+        /// Its name.
+        guest: String,
+        /// Its UUID.
+        uuid: Option<String>,
+        /// The command that reaches the receiver.
+        to: Vec<String>,
+        /// Where its QEMU listens.
+        monitor: PathBuf,
+        /// Its QEMU's process id.
         pid: Option<u32>,
     },
-    /// The sender has given it to us, and it is about to run.
+    /// Its memory is about to be sent.
+    Sending,
+    /// A QEMU is about to be started for it.
+    Loading,
+    /// It is loaded and stopped at the destination, and the sender is about to be told; or we are the sender and were.
+    Ready {
+        /// The process id of a QEMU here.
+        pid: Option<u32>,
+    },
+    /// The sender has given it away, and it is about to run at the destination.
     Go,
     /// It runs here.
     Running {
         /// Whether it was left paused, as the sender asked.
         paused: bool,
     },
-    /// Our copy is gone and has never run.
+    /// It runs at the destination, by the receiver's own word.
+    Left,
+    /// The destination's copy is gone and has never run.
     Failed {
         /// Why.
         why: String,
     },
-    /// Our copy was told to run, and was ended without a confirmation.
+    /// The destination's copy was told to run, and nobody has confirmed it. One of ours was ended then.
     Unknown {
         /// What happened.
         why: String,
@@ -222,6 +250,11 @@ impl Account {
     pub fn may_have_run(&self) -> bool {
         let failed = matches!(self.steps.last(), Some((_, Step::Failed { .. })));
         !failed && self.steps.iter().any(|(_, step)| matches!(step, Step::Go))
+    }
+
+    /// Whether it is of a guest that left, and not of one that came in.
+    pub fn leaves(&self) -> bool {
+        matches!(self.steps.first(), Some((_, Step::Leave { .. })))
     }
 
     /// Adds a step to an account that nobody writes any more; false if somebody does after all.

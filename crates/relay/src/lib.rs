@@ -5,6 +5,7 @@
 //! * [`template`] lets the destination QEMU write an empty guest of its own, so that its dialect is known.
 //! * [`landing`] hands a stream to a QEMU that waits for it, and lets the guest run.
 //! * [`receive`] answers the sender of an `xl migrate`, [`journal`] keeps what was done about it.
+//! * [`send`] is the other direction: it takes a guest out of a running QEMU and plays the sender of an `xl migrate`.
 //! * [`progress`] tells whoever watches, as bars or as lines of JSON.
 //!
 //! Control is asynchronous. Pages are not: a stream is produced by one blocking thread that writes straight
@@ -20,6 +21,7 @@ pub mod progress;
 pub mod qemu;
 pub mod qmp;
 pub mod receive;
+pub mod send;
 pub mod session;
 pub mod template;
 

@@ -1,4 +1,8 @@
 //! `hyperferry resolve`: which copy of a guest may run, from the journal and the QEMUs of this host.
+//!
+//! A guest that came in has its QEMU's monitor beside its file; the QEMU of one that left listens where it always did.
+
+mod left;
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -32,7 +36,11 @@ pub(super) fn run(arguments: &Resolve) -> Result<u8> {
     let text = runtime::run(async {
         end_leftovers(&journal).await?;
         let mut text = String::new();
-        for account in journal.accounts()? {
+        for mut account in journal.accounts()? {
+            if account.leaves() {
+                text.push_str(&left::resolve(&mut account).await?);
+                continue;
+            }
             let state = ask(&account).await;
             text.push_str(&format!("{}\n{}\n", heading(&account), verdict(&account, state.as_deref())));
         }
@@ -46,7 +54,7 @@ pub(super) fn run(arguments: &Resolve) -> Result<u8> {
 pub(super) async fn end_leftovers(journal: &Journal) -> Result<()> {
     for mut account in journal.accounts()? {
         let done = matches!(account.steps.last(), Some((_, Step::Failed { .. } | Step::Unknown { .. })));
-        if account.active || account.may_have_run() || done {
+        if account.active || account.may_have_run() || done || account.leaves() {
             continue;
         }
         let path = account.monitor();
@@ -79,13 +87,19 @@ async fn ask(account: &Account) -> Option<String> {
 }
 
 fn heading(account: &Account) -> String {
-    let Some((began, Step::Begin { guest, uuid, from })) = account.steps.first() else {
-        return account.path.display().to_string();
+    let (began, guest, uuid, other) = match account.steps.first() {
+        Some((began, Step::Begin { guest, uuid, from })) => {
+            let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
+            (began, guest, uuid, from)
+        }
+        Some((began, Step::Leave { guest, uuid, to, .. })) => {
+            (began, guest, uuid, format!(" by `{}`", to.join(" ")))
+        }
+        _ => return account.path.display().to_string(),
     };
     let uuid = uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
-    let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
     let ago = SystemTime::now().duration_since(*began).unwrap_or_default().as_secs();
-    format!("{guest}{uuid}{from}, {ago} s ago")
+    format!("{guest}{uuid}{other}, {ago} s ago")
 }
 
 /// Which copy may run, and how to make it so.
