@@ -102,6 +102,12 @@ pub(crate) struct Words {
     /// How to show progress
     #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, hide_short_help = true)]
     pub(crate) progress: ProgressMode,
+    /// Write progress to a file too, one JSON document a line; `{name}` in it is the guest's name
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) progress_file: Option<PathBuf>,
+    /// Keep a file with metrics for Prometheus (node_exporter's textfile collector); `{name}` as above
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) metrics_file: Option<PathBuf>,
 }
 
 /// How to write the log.

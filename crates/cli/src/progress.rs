@@ -1,92 +1,124 @@
-//! How far it is: a line that changes on a terminal, plain lines elsewhere, or lines of JSON.
+//! How far it is: a line that changes on a terminal, plain lines elsewhere, lines of JSON, metrics.
+//!
+//! All of it is made from the [`Update`]s of one [`Progress`], and of its [`Summary`] at the end.
+
+mod json;
+mod metrics;
+mod people;
 
 use std::{
     io::{self, IsTerminal},
-    time::Duration,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use hyperferry_relay::progress::{Phase, Progress, Update};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use hyperferry_relay::progress::{Phase, Progress, Summary, Update};
+use serde::Serialize;
 
-use crate::args::ProgressMode;
+use self::{
+    json::Json,
+    metrics::Metrics,
+    people::{Bar, Plain},
+};
+use crate::{
+    args::{ProgressMode, Words},
+    commands::receive::named,
+    exit::Result,
+};
 
-/// How often a terminal's line changes while nothing else does.
-const TICK: Duration = Duration::from_millis(100);
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Outcome {
+    /// As it should.
+    Done,
+    /// Otherwise.
+    Failed,
+}
 
-/// A progress, and the terminal's line where it is shown on one.
+impl Outcome {
+    /// The name that machines read.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Somebody who watches.
+trait View: Send {
+    /// It went on.
+    fn update(&mut self, update: &Update);
+    /// From here on others speak.
+    fn clear(&mut self) {}
+    /// It ended.
+    fn end(&mut self, summary: &Summary, outcome: Outcome);
+}
+
+type Views = Arc<Mutex<Vec<Box<dyn View>>>>;
+
+/// A progress and those who watch it. Dropped before [`Shown::done`], the transfer has failed.
 pub(crate) struct Shown {
     /// What the work reports through.
     pub(crate) progress: Progress,
-    line: Option<ProgressBar>,
+    views: Views,
 }
 
 impl Shown {
-    /// Takes the line away: what is said from here on stands alone.
+    /// Takes the terminal's line away: what is said from here on stands alone.
     pub(crate) fn clear(&self) {
-        if let Some(line) = &self.line {
-            line.finish_and_clear();
+        each(&self.views, |view| view.clear());
+    }
+
+    /// All went well.
+    pub(crate) fn done(self) {
+        if self.progress.now().phase != Phase::Done {
+            self.progress.enter(Phase::Done);
         }
+        self.end(Outcome::Done);
+    }
+
+    /// Says how it ended, once.
+    fn end(&self, outcome: Outcome) {
+        let summary = self.progress.summary();
+        each(&self.views, |view| {
+            view.clear();
+            view.end(&summary, outcome);
+        });
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-/// A progress for this mode; all of it goes to standard error.
-pub(crate) fn start(mode: ProgressMode) -> Shown {
-    let terminal = io::stderr().is_terminal();
-    let progress = match mode {
-        ProgressMode::Auto if terminal => return on_terminal(),
-        ProgressMode::Tty => return on_terminal(),
-        ProgressMode::Auto | ProgressMode::Plain => {
-            let mut last = None;
-            Progress::new(move |update| plain(update, &mut last))
-        }
-        ProgressMode::Json => Progress::new(|update| {
-            if let Ok(line) = serde_json::to_string(&update) {
-                eprintln!("{line}");
-            }
-        }),
-        ProgressMode::None => Progress::silent(),
-    };
-    Shown { progress, line: None }
-}
-
-fn on_terminal() -> Shown {
-    let line = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-        line.set_style(style);
-    }
-    line.enable_steady_tick(TICK);
-    let watched = line.clone();
-    let progress = Progress::new(move |update| watched.set_message(sentence(update)));
-    Shown { progress, line: Some(line) }
-}
-
-/// One line when a phase begins; of the end of it all, the command itself has more to say.
-fn plain(update: Update, last: &mut Option<Phase>) {
-    let begins = *last != Some(update.phase);
-    *last = Some(update.phase);
-    if begins && !matches!(update.phase, Phase::Running | Phase::Done) {
-        eprintln!("{}", words(update.phase));
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.end(Outcome::Failed);
     }
 }
 
-fn sentence(update: Update) -> String {
-    let words = words(update.phase);
-    if update.bytes == 0 {
-        return words.to_owned();
+/// A progress for this guest, shown as was asked for.
+pub(crate) fn start(words: &Words, guest: &str) -> Result<Shown> {
+    let mut views: Vec<Box<dyn View>> = Vec::new();
+    match words.progress {
+        ProgressMode::Auto if io::stderr().is_terminal() => views.push(Box::new(Bar::new())),
+        ProgressMode::Tty => views.push(Box::new(Bar::new())),
+        ProgressMode::Auto | ProgressMode::Plain => views.push(Box::new(Plain::default())),
+        ProgressMode::Json => views.push(Box::new(Json::new(io::stderr(), guest))),
+        ProgressMode::None => {}
     }
-    format!("{words}: {}, {}/s", HumanBytes(update.bytes), HumanBytes(update.bytes_per_second))
+    let of_guest = |path: &Path| named(path, guest);
+    if let Some(path) = words.progress_file.as_deref().map(of_guest) {
+        views.push(Box::new(Json::to_file(&path, guest)?));
+    }
+    if let Some(path) = words.metrics_file.as_deref().map(of_guest) {
+        views.push(Box::new(Metrics::new(guest, path)?));
+    }
+    let views = Arc::new(Mutex::new(views));
+    let watched = Arc::clone(&views);
+    let progress = Progress::new(move |update| each(&watched, |view| view.update(&update)));
+    Ok(Shown { progress, views })
 }
 
-fn words(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Start => "starting",
-        Phase::Template => "learning the destination's dialect from its QEMU",
-        Phase::Launch => "starting the destination",
-        Phase::Stream => "moving memory and state",
-        Phase::Load => "the destination loads the state",
-        Phase::Resume => "letting the guest run",
-        Phase::Running => "the guest runs",
-        Phase::Done => "done",
-        _ => "working",
-    }
+fn each(views: &Views, act: impl FnMut(&mut Box<dyn View>)) {
+    views.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(act);
 }

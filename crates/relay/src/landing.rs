@@ -187,6 +187,11 @@ impl Loaded {
     pub fn qemu(&mut self) -> &mut Process {
         &mut self.qemu
     }
+
+    /// Where its progress is reported.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
 }
 
 /// A QEMU that runs the guest. Dropping it ends the guest; [`Running::release`] lets it go.
@@ -331,7 +336,7 @@ impl Write for Metered {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = self.inner.write(bytes);
         match &result {
-            Ok(count) => self.progress.add(*count as u64, 0),
+            Ok(count) => self.progress.add(*count as u64),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => self.broken.store(true, Ordering::Release),
         }

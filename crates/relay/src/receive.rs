@@ -33,6 +33,7 @@ use crate::{
     journal::{Entry, Step},
     landing::Loaded,
     lane,
+    progress::Phase,
 };
 
 /// What a receiver says first, without a NUL.
@@ -116,6 +117,7 @@ impl Sender {
         paused: bool,
     ) -> Result<Received> {
         let pid = loaded.qemu().id();
+        loaded.progress().enter(Phase::HandOver);
         let cleared = async {
             entry.note(Step::Ready { pid })?;
             self.say("telling the sender that its guest is loaded", READY)?;

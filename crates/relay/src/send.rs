@@ -237,7 +237,7 @@ impl Write for ToReceiver {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = self.inner.write(bytes);
         match &result {
-            Ok(count) => self.progress.add(*count as u64, 0),
+            Ok(count) => self.progress.add(*count as u64),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => self.broken.store(true, Ordering::Release),
         }

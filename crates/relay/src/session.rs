@@ -26,7 +26,7 @@ use hyperferry_translate::{
     report::Report,
     source::Source,
 };
-use hyperferry_vm_model::Vm;
+use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use serde_json::{Value, json};
 
 pub use self::shim::Shim;
@@ -34,7 +34,7 @@ use crate::{
     BoxError, Error, Result,
     landing::{Loaded, Waiting},
     lane,
-    progress::{Phase, Progress},
+    progress::{Phase, Precopy, Progress},
     qemu::{Launch, Process},
     template,
 };
@@ -143,7 +143,7 @@ impl Landing {
         let template = learn(&launch, progress).await?;
         let machine = template.machine().to_owned();
         let mut waiting = Waiting::start(&launch, progress.clone()).await?;
-        let mut translation = self.translation(template, admitted);
+        let mut translation = self.translation(template, admitted, progress);
         if let Some(shim) = &shim {
             translation.apic_bus_hz = shim.apic_bus_hz(waiting.qemu()).await?;
             translation.platform_hpet = shim.has_hpet();
@@ -169,7 +169,7 @@ impl Landing {
         W: Write + Send + 'static,
     {
         let template = learn(&self.launch(source.outline()), progress).await?;
-        let translation = self.translation(template, admitted);
+        let translation = self.translation(template, admitted, progress);
         write(out, progress, move |out| translation.run(source, out).map(|(_, translated)| translated)).await
     }
 
@@ -182,7 +182,7 @@ impl Landing {
         }
     }
 
-    fn translation(&self, template: Template, admitted: Report) -> Translation {
+    fn translation(&self, template: Template, admitted: Report, progress: &Progress) -> Translation {
         let (accelerator, policy) = (self.options.accelerator, self.policy.clone());
         Translation {
             template,
@@ -192,6 +192,7 @@ impl Landing {
             tsc_khz: self.tsc_khz,
             apic_bus_hz: APIC_BUS_HZ,
             platform_hpet: false,
+            progress: progress.clone(),
         }
     }
 }
@@ -205,6 +206,7 @@ struct Translation {
     tsc_khz: Option<u32>,
     apic_bus_hz: u64,
     platform_hpet: bool,
+    progress: Progress,
 }
 
 impl Translation {
@@ -224,9 +226,12 @@ impl Translation {
         let layout = source.outline().memory.clone();
         let mut sink = QemuSink::new(out, destination, &layout)?;
         let mut last_page = Instant::now();
+        let progress = self.progress;
+        progress.expect(Precopy::of_xen(layout.size() / PAGE_SIZE));
         let taken = source.pump(|addresses, data| {
             sink.pages(addresses, data)?;
             last_page = Instant::now();
+            progress.pages(page_numbers(addresses));
             Ok(())
         })?;
         let mut report = self.admitted;
@@ -264,6 +269,11 @@ where
     lane.result().await.map_err(Error::Stream)
 }
 
+/// What [`Progress::pages`] counts, of guest-physical addresses.
+pub fn page_numbers(addresses: &[u64]) -> impl Iterator<Item = u64> {
+    addresses.iter().map(|address| address / PAGE_SIZE)
+}
+
 /// Counts what is written.
 struct Counted<W> {
     inner: W,
@@ -273,7 +283,7 @@ struct Counted<W> {
 impl<W: Write> Write for Counted<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(bytes)?;
-        self.progress.add(count as u64, 0);
+        self.progress.add(count as u64);
         Ok(count)
     }
 

@@ -139,7 +139,7 @@ struct Metered<R> {
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.progress.add(count as u64, 0);
+        self.progress.add(count as u64);
         self.ended |= count == 0 && !buffer.is_empty();
         Ok(count)
     }

@@ -3,13 +3,14 @@
 use hyperferry_kvm_state as kvm;
 use hyperferry_relay::{
     endpoint::{Output, open_output},
-    progress::{Phase, Progress},
+    progress::{Precopy, Progress},
     session::{self, Translated},
 };
 use hyperferry_translate::{
     report::{Fate, FieldFate, Report},
     source::CheckpointSink,
 };
+use hyperferry_vm_model::PAGE_SIZE;
 
 use super::{Intake, open};
 use crate::{
@@ -36,14 +37,14 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
     let account = Account { file: arguments.loss.report.as_deref(), to, verbose: words.verbose > 0 };
     let policy = arguments.loss.allow.policy();
     let source = account.of(open(&arguments.input, policy))?;
-    let shown = progress::start(words.progress);
+    let shown = progress::start(words, &source.outline().config.name)?;
     let work = runtime::unless_interrupted(translate(arguments, source, &shown.progress));
     let made = runtime::run(work);
     shown.clear();
     let (output, translated) = account.of(made)?;
     // A refusal or a signal came before this; from here on the output exists.
     output.commit()?;
-    shown.progress.enter(Phase::Done);
+    shown.done();
     account.tell(&translated.report)?;
     eprintln!("{} pages of {}", translated.pages, translated.vm.origin);
     Ok(exit::OK)
@@ -66,10 +67,15 @@ async fn translate(arguments: &Convert, source: Intake, progress: &Progress) -> 
 
 /// The neutral model with memory.
 async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result<(Output, Translated)> {
+    let counter = progress.clone();
     let made = session::write(output, progress, move |out| {
         let outline = source.outline().clone();
+        counter.expect(Precopy::of_xen(outline.memory.size() / PAGE_SIZE));
         let mut sink = CheckpointSink::new(out, &outline)?;
-        let taken = source.pump(|addresses, data| sink.pages(addresses, data))?;
+        let taken = source.pump(|addresses, data| {
+            counter.pages(session::page_numbers(addresses));
+            sink.pages(addresses, data)
+        })?;
         sink.finish(&taken.vm, &taken.held)?;
         Ok::<_, hyperferry_translate::Error>(Translated {
             vm: taken.vm,
@@ -83,8 +89,13 @@ async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result
 /// The state of KVM's ioctls, which has no memory.
 async fn to_kvm(source: Intake, output: Output, progress: &Progress) -> Result<(Output, Translated)> {
     let target = host::kvm_target();
+    let counter = progress.clone();
     let made = session::write(output, progress, move |out| {
-        let taken = source.pump(|_, _| Ok(()))?;
+        counter.expect(Precopy::of_xen(source.outline().memory.size() / PAGE_SIZE));
+        let taken = source.pump(|addresses, _| {
+            counter.pages(session::page_numbers(addresses));
+            Ok(())
+        })?;
         let mut report = taken.report;
         let (state, fates) = kvm::localise(&taken.vm, &target)?;
         report.fields.extend(fates.into_iter().map(kvm_fate));

@@ -64,7 +64,7 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
     }
     let account = Account { file: arguments.loss.report.as_deref(), to: "qemu", verbose: words.verbose > 0 };
     let source = account.of(open(&arguments.input, arguments.loss.allow.policy()))?;
-    let shown = progress::start(words.progress);
+    let shown = progress::start(words, &source.outline().config.name)?;
     runtime::run(async {
         let loaded = runtime::unless_interrupted(load(&arguments, source, &shown.progress)).await;
         shown.clear();
@@ -74,6 +74,7 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
         let shim = arrived.shim.take();
         // From here on the guest may run: no signal comes between.
         let (running, landed) = resume(arrived, landing.options.accelerator).await?;
+        shown.done();
         let pid = running.id().map_or_else(String::new, |pid| format!(", process {pid}"));
         eprintln!(
             "the guest runs in QEMU {}{pid}; it took {} ms to start",

@@ -80,7 +80,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
     }
     eprintln!("guest {guest} comes in");
     entry.note(Step::Begin { guest, uuid, from })?;
-    let shown = progress::start(words.progress);
+    let shown = progress::start(words, &source.outline().config.name)?;
     let account = account(&arguments, words);
     let (received, report) = runtime::run(async {
         let loaded = load(&arguments, landing, source, &mut entry, &shown.progress);
@@ -96,6 +96,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
         }
         Ok((received, arrived.translated.report))
     })?;
+    shown.done();
     say(&received, &entry);
     account.tell(&report)?;
     reported(&received, &entry)
@@ -152,7 +153,7 @@ async fn load(
 }
 
 /// A file's name with the guest's in it, which the sender chose: it must not lead elsewhere.
-fn named(path: &Path, guest: &str) -> PathBuf {
+pub(crate) fn named(path: &Path, guest: &str) -> PathBuf {
     let harmless = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
     let guest: String = guest.chars().map(harmless).collect();
     let guest = guest.trim_start_matches('.');

@@ -1,0 +1,129 @@
+//! The sender of an `xl migrate`, scripted: it talks to whatever command takes the guest.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "tests may, their helpers too")]
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub const BANNER: &[u8; 54] = b"xl migration receiver ready, send binary domain data.\n";
+pub const READY: &[u8; 34] = b"domain received, ready to unpause\0";
+pub const GO: &[u8; 44] = b"domain is yours, you are cleared to unpause\0";
+pub const REPORT: &[u8; 39] = b"my copy unpause results are as follows\0";
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A sender at the other end of a command's standard input and output.
+pub struct Sender {
+    pub child: Child,
+    to: Option<ChildStdin>,
+    from: ChildStdout,
+    stderr: PathBuf,
+}
+
+impl Sender {
+    /// Starts the command; its words go to a file in that folder.
+    pub fn of(command: &mut Command, folder: &Path) -> Self {
+        let stderr = folder.join("stderr");
+        let errors = fs::File::create(&stderr).unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let (to, from) = (child.stdin.take(), child.stdout.take().unwrap());
+        Self { child, to, from, stderr }
+    }
+
+    /// Up to a guest that is loaded.
+    #[track_caller]
+    pub fn sends(&mut self, stream: &[u8]) {
+        self.hears(BANNER);
+        self.says(stream);
+        self.hears(READY);
+    }
+
+    /// From there to a guest that runs elsewhere.
+    #[track_caller]
+    pub fn gives_away(&mut self) {
+        self.says(GO);
+        self.hears(REPORT);
+        self.hears(&[0]);
+    }
+
+    pub fn says(&mut self, words: &[u8]) {
+        // A receiver that has refused closes its end.
+        let _ = self.to.as_mut().unwrap().write_all(words);
+    }
+
+    #[track_caller]
+    pub fn hears(&mut self, words: &[u8]) {
+        let mut heard = Vec::new();
+        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
+        assert_eq!(heard.escape_ascii().to_string(), words.escape_ascii().to_string(), "{}", self.stderr());
+    }
+
+    pub fn goes_away(&mut self) {
+        self.to = None;
+    }
+
+    /// The command ends with this code, and without another word to us. Gives its words.
+    #[track_caller]
+    pub fn ends(&mut self, code: i32) -> String {
+        let mut heard = Vec::new();
+        self.from.read_to_end(&mut heard).unwrap();
+        let status = self.child.wait().unwrap();
+        let said = self.stderr();
+        assert_eq!((status.code(), heard.escape_ascii().to_string()), (Some(code), String::new()), "{said}");
+        said
+    }
+
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap()
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The QEMUs with these words in their command line.
+pub fn qemus_of(journal: &Path) -> Vec<u32> {
+    let journal = journal.to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let ours = entries.filter_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        let has = |word: &str| line.contains(word);
+        (has(journal) && has("-incoming")).then(|| entry.file_name().to_str()?.parse().ok())?
+    });
+    ours.collect()
+}
+
+/// Ends the QEMUs of a journal when a test is over.
+pub struct Cleanup(pub PathBuf);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        for pid in qemus_of(&self.0) {
+            kill("-KILL", pid);
+        }
+    }
+}
+
+pub fn kill(signal: &str, pid: u32) {
+    let _ = Command::new("kill").args([signal, &pid.to_string()]).status();
+}
+
+#[track_caller]
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
