@@ -18,9 +18,6 @@ pub enum Error {
     /// A checkpoint is at fault.
     #[error(transparent)]
     Checkpoint(#[from] hyperferry_vm_model::checkpoint::Error),
-    /// A format that we cannot take a VM from.
-    #[error("a {} can be inspected and verified, and not yet be translated; see docs/what-moves.md", .0.name())]
-    UnsupportedSource(crate::source::Format),
     /// The stream is sound and we do not translate it; nothing was touched.
     #[error("{}", list(.0))]
     Refused(Box<Report>),
@@ -34,6 +31,9 @@ pub enum Error {
         /// What it would have said.
         why: &'static str,
     },
+    /// A section of the source QEMU lacks a field that every machine of its kind has.
+    #[error("the stream's device state is not that of a pc machine: {0}")]
+    Section(FieldError),
     /// The destination QEMU's own stream lacks something that every machine of its kind has.
     #[error("the destination's template does not fit: {0}")]
     Template(#[from] FieldError),

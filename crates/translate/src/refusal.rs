@@ -30,13 +30,17 @@ refusals! {
     DEVICE = "device", true, "a device without a counterpart on the destination is left behind";
     HPET = "hpet", true, "a guest that takes its time from the HPET runs at another speed (1.6x from Xen to QEMU)";
     INTX = "intx", true, "a PCI device's legacy interrupt no longer reaches the guest";
+    KVMCLOCK = "kvmclock", true, "the guest's clock stops, or jumps: nobody updates KVM's paravirtual clock";
+    KVM_PV = "kvm-pv", true, "KVM's paravirtual services end: asynchronous page faults, end of interrupt, steal time";
     LAPIC_TIMER = "lapic-timer", true, "a periodic local APIC timer ticks at another rate (10x from Xen to QEMU)";
     NESTED = "nested", true, "the state of the guest's own guests is lost";
     PV_DRIVERS = "pv-drivers", true, "paravirtual disks, network cards and clocks stop, and the guest may crash";
     TSC_FREQUENCY = "tsc-frequency", true, "a guest that takes its time from the TSC runs at the destination's rate";
+    SMM = "smm", true, "a vCPU in system management mode goes on as if it were not";
     VIRIDIAN = "viridian", true, "Hyper-V enlightenments vanish; Windows may crash";
     XSTATE = "xstate", true, "extended CPU state that the stream lacks or the target cannot hold is lost";
     DOMAIN_TYPE = "domain-type", false, "only HVM domains can move";
+    MACHINE = "machine", false, "the machine type has no counterpart";
     MEMORY_LAYOUT = "memory-layout", false, "the destination cannot place the guest's memory";
     PASSTHROUGH = "passthrough", false, "host devices cannot move";
     PENDING_EVENT = "pending-event", false, "an exception's error code has no place in the target's stream";
@@ -65,6 +69,11 @@ impl Policy {
             Some(refusal) => Err(NotAllowed::Final(refusal.name, refusal.effect)),
             None => Err(NotAllowed::Unknown(name.to_owned())),
         }
+    }
+
+    /// Allows whatever can be allowed: for reading that harms no guest.
+    pub fn allow_all() -> Self {
+        Self { allowed: ALL.iter().filter(|refusal| refusal.can_allow).map(|refusal| refusal.name).collect() }
     }
 
     /// Whether the user has allowed it.

@@ -2,6 +2,7 @@
 
 use std::io::{Chain, Cursor, Read};
 
+use hyperferry_qemu_stream::StreamReader as QemuStreamReader;
 use hyperferry_vm_model::{
     PAGE_SIZE, Vm,
     checkpoint::{self, Item},
@@ -9,7 +10,7 @@ use hyperferry_vm_model::{
 use hyperferry_xen_stream::StreamReader;
 
 use crate::{
-    Error, Result,
+    Error, Result, qemu,
     refusal::Policy,
     report::Report,
     xen::{HeldPages, Intake, Taken},
@@ -68,6 +69,8 @@ pub fn peek<R: Read>(mut reader: R) -> Result<(Option<Format>, Peeked<R>)> {
 pub enum Source<R: Read> {
     /// From a Xen stream.
     Xen(Box<Intake<Peeked<R>>>),
+    /// From a QEMU stream.
+    Qemu(Box<qemu::Intake<Peeked<R>>>),
     /// From a checkpoint.
     Model(Box<Checkpoint<Peeked<R>>>),
 }
@@ -75,9 +78,17 @@ pub enum Source<R: Read> {
 impl<R: Read> Source<R> {
     /// Reads up to memory, and refuses what can be refused by then.
     pub fn open(reader: R, policy: Policy) -> Result<Self> {
+        Self::open_with(reader, policy, qemu::Hint::default())
+    }
+
+    /// The same, with what is known of a QEMU's guest beforehand.
+    pub fn open_with(reader: R, policy: Policy, hint: qemu::Hint) -> Result<Self> {
         match peek(reader)? {
             (Some(Format::Model), reader) => Ok(Self::Model(Box::new(Checkpoint::open(reader)?))),
-            (Some(Format::Qemu), _) => Err(Error::UnsupportedSource(Format::Qemu)),
+            (Some(Format::Qemu), reader) => {
+                let intake = qemu::Intake::open(QemuStreamReader::new(reader), hint, policy)?;
+                Ok(Self::Qemu(Box::new(intake)))
+            }
             // A stream of no known kind is given to the Xen reader, which says what it found in place of the magic.
             (_, reader) => Ok(Self::Xen(Box::new(Intake::open(StreamReader::new(reader), policy)?))),
         }
@@ -85,12 +96,12 @@ impl<R: Read> Source<R> {
 
     /// The same source of a sender that waits for an answer: it reads no byte behind the end.
     ///
-    /// A checkpoint has no sender.
+    /// A checkpoint has no sender, and a QEMU stream that describes itself is read to the end of its description.
     #[must_use]
     pub fn live(self) -> Self {
         match self {
             Self::Xen(intake) => Self::Xen(Box::new(intake.live())),
-            model @ Self::Model(_) => model,
+            other @ (Self::Qemu(_) | Self::Model(_)) => other,
         }
     }
 
@@ -98,6 +109,7 @@ impl<R: Read> Source<R> {
     pub fn outline(&self) -> &Vm {
         match self {
             Self::Xen(intake) => intake.outline(),
+            Self::Qemu(intake) => intake.outline(),
             Self::Model(checkpoint) => &checkpoint.outline,
         }
     }
@@ -106,6 +118,7 @@ impl<R: Read> Source<R> {
     pub fn pump(self, page_lane: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Taken> {
         match self {
             Self::Xen(intake) => intake.pump(page_lane),
+            Self::Qemu(intake) => intake.pump(page_lane),
             Self::Model(checkpoint) => checkpoint.pump(page_lane),
         }
     }

@@ -22,7 +22,7 @@ use crate::Vm;
 /// First bytes of the file.
 pub const MAGIC: [u8; 16] = *b"hyperferry vm\r\n\x1a";
 /// Version of the layout that this code writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most pages in one chunk: 1 MiB, so that memory stays flat on both sides.
 pub const MAX_PAGES: usize = 256;
 /// Bytes of one page.
@@ -348,6 +348,6 @@ mod tests {
     fn another_version_is_named() {
         let mut bytes = sample();
         bytes[16] = 9;
-        assert!(read_all(&bytes).unwrap_err().to_string().contains("found 9, wanted 1"));
+        assert!(read_all(&bytes).unwrap_err().to_string().contains("found 9, wanted 2"));
     }
 }

@@ -43,6 +43,30 @@ pub struct DeviceState {
     pub subsections: Vec<DeviceSubsection>,
 }
 
+impl DeviceState {
+    /// The field of that exact name.
+    pub fn field(&self, name: &str) -> Option<&DeviceValue> {
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    /// The optional part of that full name.
+    pub fn subsection(&self, name: &str) -> Option<&DeviceSubsection> {
+        self.subsections.iter().find(|subsection| subsection.name == name)
+    }
+}
+
+impl DeviceValue {
+    /// The number, if it is one that `u64` holds.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::Unsigned { value, .. } => Some(*value),
+            Self::Signed { value, .. } => u64::try_from(*value).ok(),
+            Self::Bool(value) => Some(u64::from(*value)),
+            _ => None,
+        }
+    }
+}
+
 /// An optional part of a device's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceSubsection {

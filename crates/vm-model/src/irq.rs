@@ -48,6 +48,8 @@ pub struct Ioapic {
     pub id: u32,
     /// Redirection entries, one a pin, in the data sheet's layout.
     pub redirection: Vec<u64>,
+    /// Requests that no local APIC has taken yet, one bit a pin, where the source knows.
+    pub requests: Option<u32>,
 }
 
 /// Routes of the PCI interrupt links A to D to ISA interrupts; 0 is no route.

@@ -16,6 +16,7 @@ mod fpu;
 mod irq;
 mod lapic;
 mod memory;
+mod remainder;
 mod timer;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,7 @@ pub use fpu::{Avx512, Fpu, Mpx, Vectors};
 pub use irq::{Ioapic, IrqLines, PciLinks, Pic};
 pub use lapic::{ApicTimer, Lapic, LocalVectorTable};
 pub use memory::{MemoryLayout, PAGE_SIZE};
+pub use remainder::Remainder;
 pub use timer::{Hpet, HpetTimer, Pit, PitChannel, PmTimer, Rtc};
 
 /// A virtual machine at one instant, without its memory.
@@ -55,6 +57,8 @@ pub struct Vm {
     pub timers: Timers,
     /// Everything the device model emulates besides the chips above.
     pub devices: Vec<Device>,
+    /// What the parts above have no name for, where the source is a QEMU.
+    pub remainder: Option<Remainder>,
 }
 
 /// The interrupt controllers outside the CPUs, and the wires into them.

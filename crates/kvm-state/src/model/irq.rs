@@ -119,6 +119,7 @@ pub(super) fn normalise(chips: &Irqchip, fates: &mut Fates) -> Irq {
             ioregsel: chips.ioapic.ioregsel,
             id: chips.ioapic.id,
             redirection: chips.ioapic.redirtbl.to_vec(),
+            requests: None,
         },
         lines: IrqLines {
             isa: u16::from_le_bytes([chips.pic_master.last_irr, chips.pic_slave.last_irr]) & !CASCADE,

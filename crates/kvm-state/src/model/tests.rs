@@ -221,6 +221,7 @@ fn sample() -> Vm {
                 redirection: (0..48)
                     .map(|pin| if pin < 24 { pin << 56 | 0xa930 } else { 0x1_0000 } & !0x1000)
                     .collect(),
+                requests: None,
             },
             pci_links: PciLinks([5, 10, 11, 5]),
             lines: IrqLines { isa: 0x8213, pci: 1 << 17 },
@@ -236,6 +237,7 @@ fn sample() -> Vm {
             }),
             pm_timer: PmTimer { counter: 4, pm1_status: 1, pm1_enable: 0x20, io_base: 0xb000 },
         },
+        remainder: None,
         devices: vec![Device {
             name: "serial".into(),
             address: None,

@@ -5,7 +5,9 @@
 //! model's values are laid over it.
 
 pub mod args;
+mod intake;
 mod memory;
+mod remainder;
 mod stream;
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -13,6 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use hyperferry_qemu_stream::{Absent, DeviceState, Schema, Section, SectionKey, Template, Tree, Value};
 use hyperferry_vm_model::{Device, Vm};
 
+pub use self::intake::{Hint, Intake, survey};
 pub use self::memory::{Blocks, Placement};
 pub use self::stream::QemuSink;
 use crate::{
@@ -81,7 +84,7 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
         accelerator: destination.accelerator,
         apic_bus_hz: destination.apic_bus_hz,
         platform_hpet: destination.platform_hpet,
-        clock_ns: timers::qemu::virtual_clock(&vm.timers.pm_timer),
+        clock_ns: timers::qemu::virtual_clock(&vm.timers.pm_timer, vm.clock.guest_ns),
         wall_ns: destination.wall_ns,
         policy: destination.policy,
     };
@@ -92,10 +95,23 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
     }
     let vm = vm.as_ref();
     let mut sections = Sections::of(destination.template);
+    if let Some(rest) = &vm.remainder {
+        remainder::forget_parts(vm, rest, &mut sections);
+    }
     cpus(vm, &mut sections, &target, report)?;
     generic(vm, &mut sections, destination.policy, report);
     chips(vm, &mut sections, &target, report)?;
-    platform(&mut sections)?;
+    match &vm.remainder {
+        Some(rest) => {
+            set_run_state(&mut sections, remainder::run_state(rest).unwrap_or(RUNNING))?;
+            remainder::restore(vm, rest, &mut sections, &target, report)?;
+            if rest.from_xen {
+                memory::map_acpi_window(&mut sections)?;
+            }
+        }
+        None => platform(&mut sections)?,
+    }
+    sections.order_parts();
     report
         .record(STAGE, "clock")
         .carried(&["tsc_khz"])
@@ -150,6 +166,18 @@ impl<'a> Sections<'a> {
         });
         let ((idstr, instance), tree) = found?;
         Some((idstr.clone(), self.template.section(idstr, *instance).map(Section::schema), tree))
+    }
+
+    /// Puts optional parts in the order in which this QEMU writes them.
+    fn order_parts(&mut self) {
+        for ((idstr, instance), tree) in &mut self.trees {
+            let schema = self.template.section(idstr, *instance).map(Section::schema);
+            let place = |name: &str| {
+                let known = schema.map(|schema| schema.subsections.as_slice()).unwrap_or_default();
+                known.iter().position(|part| part.vmsd == name).unwrap_or(known.len())
+            };
+            tree.subsections.sort_by_key(|part| place(&part.name));
+        }
     }
 
     fn into_trees(self) -> Vec<(SectionKey, Tree)> {
@@ -231,7 +259,10 @@ fn chips(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut
     irq::qemu::localise_ioapic(&vm.irq.ioapic, &wiring, lines, sections.get("ioapic", 0)?)?;
     for (instance, pic) in (0..).zip(&vm.irq.pic) {
         let [low, high] = lines.to_le_bytes();
-        let (master, levels) = if instance == 0 { (true, low) } else { (false, high) };
+        // Emulation keeps the slave's output as a line of the master, KVM does not.
+        let [_, slave] = &vm.irq.pic;
+        let cascade = u8::from(target.accelerator == Accelerator::Tcg && slave.int_output) << 2;
+        let (master, levels) = if instance == 0 { (true, low | cascade) } else { (false, high) };
         irq::qemu::localise_pic(pic, master, levels, sections.get("i8259", instance)?, report)?;
     }
     report
@@ -240,7 +271,11 @@ fn chips(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut
         .derived("lines", "levels of the controllers' inputs");
     let bridge = sections.get("PIIX3", 0)?;
     for (pirq, route) in wiring.routes.iter().enumerate() {
-        devices::pci::set_config_byte(bridge, 0x60 + pirq, *route)?;
+        let register = 0x60 + pirq;
+        let is = devices::pci::config(bridge).and_then(|config| config.get(register)).copied();
+        if is.is_none_or(|is| irq::qemu::leads_to(is) != irq::qemu::leads_to(*route)) {
+            devices::pci::set_config_byte(bridge, register, *route)?;
+        }
     }
     let bus = (0..).zip(wiring.levels);
     for (pirq, level) in bus.clone() {
@@ -299,17 +334,25 @@ fn platform(sections: &mut Sections<'_>) -> Result<()> {
     if let Some(tree) = sections.find("acpi_build", 0) {
         tree.set_u64("patched", 1)?;
     }
-    if let Some(tree) = sections.find("globalstate", 0) {
-        let mut state = match tree.field_mut("runstate")? {
-            Value::Bytes(bytes) => vec![0; bytes.len()],
-            _ => Vec::new(),
-        };
-        for (to, from) in state.iter_mut().zip(b"running") {
-            *to = *from;
-        }
-        tree.set_bytes("runstate", &state)?;
-        tree.set_u64("size", 8)?;
-    }
+    set_run_state(sections, RUNNING)?;
     memory::map_acpi_window(sections)?;
+    Ok(())
+}
+
+/// The run state of a guest that goes on by itself.
+const RUNNING: &[u8] = b"running";
+
+/// Whether the guest goes on by itself once it is loaded.
+fn set_run_state(sections: &mut Sections<'_>, text: &[u8]) -> Result<()> {
+    let Some(tree) = sections.find("globalstate", 0) else { return Ok(()) };
+    let mut state = match tree.field_mut("runstate")? {
+        Value::Bytes(bytes) => vec![0; bytes.len()],
+        _ => Vec::new(),
+    };
+    for (to, from) in state.iter_mut().zip(text) {
+        *to = *from;
+    }
+    tree.set_bytes("runstate", &state)?;
+    tree.set_u64("size", text.len() as u64 + 1)?;
     Ok(())
 }

@@ -26,6 +26,18 @@ impl HeldPages {
         }
     }
 
+    /// Takes over all pages of another, whose numbers count from the address `base`.
+    pub(crate) fn append(&mut self, base: u64, others: Self) {
+        for (number, page) in others.pages {
+            let pfn = (base / PAGE_SIZE).saturating_add(number);
+            if self.pages.len() < LIMIT {
+                self.pages.insert(pfn, page);
+            } else {
+                self.overflow.get_or_insert(pfn);
+            }
+        }
+    }
+
     /// The first page for which there was no room.
     pub(crate) fn overflow(&self) -> Option<u64> {
         self.overflow

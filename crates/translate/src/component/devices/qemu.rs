@@ -1,13 +1,13 @@
 //! Devices in the form that QEMU gives them: from qemu-xen's EMULATOR_CONTEXT, and to any QEMU.
 
 use hyperferry_qemu_stream::{
-    DeviceState as Sections, Schema, Subsection, Tree, Value,
+    DeviceState as Sections, Schema, Section, Subsection, Tree, Value,
     vmstate::schema::{Condition, Kind, Shape},
 };
 use hyperferry_vm_model::{Device, DeviceState, DeviceSubsection, DeviceValue, PciAddress};
 
 use super::pci;
-use crate::report::Report;
+use crate::{component::fields, report::Report};
 
 /// Sections of EMULATOR_CONTEXT whose truth is in HVM_CONTEXT: there they are dummies.
 const DUMMIES: [&str; 7] = ["timer", "cpu_common", "cpu", "apic", "ioapic", "hpet", "kvm-tpr-opt"];
@@ -36,15 +36,32 @@ pub(crate) fn normalise(sections: &Sections, report: &mut Report) -> Vec<Device>
         for subsection in &section.tree.subsections {
             ledger.carried(&[&subsection.name]);
         }
-        devices.push(Device {
-            name: name.to_owned(),
-            address: address_of(&section.idstr),
-            instance: section.instance_id,
-            version: section.version_id,
-            state: to_model(&section.tree),
-        });
+        devices.push(device(section, &section.tree));
     }
     devices
+}
+
+/// Wire to model: a device of a QEMU, all of it.
+pub(crate) fn normalise_device(section: &Section, report: &mut Report) -> Device {
+    let mut ledger = report.record(fields::STAGE, fields::record_of(section));
+    for (field, _) in &section.tree.fields {
+        ledger.carried(&[field]);
+    }
+    for subsection in &section.tree.subsections {
+        ledger.carried(&[&subsection.name]);
+    }
+    device(section, &section.tree)
+}
+
+/// A section in the model's form, with this for its state.
+pub(crate) fn device(section: &Section, tree: &Tree) -> Device {
+    Device {
+        name: section.vmsd().to_owned(),
+        address: address_of(&section.idstr),
+        instance: section.instance_id,
+        version: section.version_id,
+        state: to_model(tree),
+    }
 }
 
 /// The PCI address in an idstr: `0000:00:01.3/piix4_pm`.
@@ -99,9 +116,7 @@ pub(crate) fn localise(
 ) {
     const STAGE: &str = "model -> QEMU";
     for (name, value) in &state.fields {
-        let renamed =
-            RENAMED.iter().find(|(old, new)| name == old && tree.get(new).is_some()).map(|(_, new)| *new);
-        let name = renamed.unwrap_or(name);
+        let name = name_in(tree, name);
         let fate = match tree.field_mut(name) {
             Ok(to) => lay_over(value, to, shape_of(schema, name), &format!("{place}.{name}"), report),
             // Present on a condition that the source meets and a freshly started device does not.
@@ -165,6 +180,34 @@ fn holds(condition: &Condition, tree: &Tree) -> bool {
         condition.is.is_none_or(|wanted| found == wanted)
             && condition.is_not.is_none_or(|other| found != other)
     })
+}
+
+/// The name that a tree has for a field.
+pub(crate) fn name_in<'a>(tree: &Tree, name: &'a str) -> &'a str {
+    let renamed = RENAMED.iter().find(|(old, new)| name == *old && tree.get(new).is_some());
+    renamed.map_or(name, |(_, new)| *new)
+}
+
+/// Puts what the model has of a value in its place, and leaves the rest of a structure as it is.
+pub(crate) fn lay_part(from: &DeviceValue, to: &mut Value) -> Result<(), String> {
+    match (from, &mut *to) {
+        (DeviceValue::Struct(from), Value::Struct(to)) => {
+            for (name, value) in &from.fields {
+                lay_part(value, to.field_mut(name).map_err(|error| error.to_string())?)?;
+            }
+            Ok(())
+        }
+        (DeviceValue::Array(from), Value::Array(to)) if from.len() == to.len() => {
+            from.iter().zip(to).try_for_each(|(from, to)| lay_part(from, to))
+        }
+        _ => lay_over(from, to, None, "", &mut Report::default()),
+    }
+}
+
+/// An optional part of a section.
+pub(crate) fn subsection(part: &DeviceSubsection) -> Subsection {
+    let tree = from_model(&part.state, &part.name);
+    Subsection { name: part.name.clone(), version: part.version, tree }
 }
 
 /// The schema of element `index` of a field.

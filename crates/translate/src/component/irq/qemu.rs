@@ -6,12 +6,13 @@
 //! that its PIRQ reaches, with the vector it had: the guest acknowledges by vector and notices nothing. What the
 //! guest writes to the old pin later goes nowhere, and the report says so.
 
-use hyperferry_qemu_stream::Tree;
-use hyperferry_vm_model::{Ioapic, Irq, PciAddress, Pic};
+use hyperferry_qemu_stream::{Section, Tree};
+use hyperferry_vm_model::{Device, Ioapic, Irq, PciAddress, PciLinks, Pic};
 
 use super::xen::pci_intx_gsi;
 use crate::{
     Result,
+    component::fields::Fields,
     refusal::{self, Policy},
     report::{Report, Severity},
 };
@@ -27,6 +28,75 @@ const DELIVERY_STATUS: u64 = 1 << 12;
 const NO_ROUTE: u8 = 0x80;
 /// ISA interrupts that a PIRQ may take, best first: free on a PC without ISA cards. 9 is ACPI's.
 const FREE_ISA_IRQS: [u8; 4] = [11, 10, 5, 7];
+
+/// The line on which the slave reaches the master; no device has it.
+pub(crate) const CASCADE: u16 = 1 << 2;
+/// Where every `pc` has its I/O APIC.
+const IOAPIC_BASE: u64 = 0xfec0_0000;
+
+/// Wire to model: section `ioapic`, and what is left of it.
+pub(crate) fn normalise_ioapic(section: &Section, report: &mut Report) -> Result<(Ioapic, Device)> {
+    let mut fields = Fields::of(section);
+    let ioapic = Ioapic {
+        base: IOAPIC_BASE,
+        ioregsel: fields.number("ioregsel")?,
+        id: fields.number("id")?,
+        redirection: fields.numbers::<u64, PINS>("ioredtbl")?.to_vec(),
+        requests: Some(fields.number("irr")?),
+    };
+    Ok((ioapic, fields.finish(section, report)))
+}
+
+/// Wire to model: one `i8259` section, the levels of its eight inputs, and what is left of it.
+pub(crate) fn normalise_pic(section: &Section, report: &mut Report) -> Result<(Pic, u8, Device)> {
+    let mut fields = Fields::of(section);
+    let mut pic = Pic {
+        irr: fields.number("irr")?,
+        imr: fields.number("imr")?,
+        isr: fields.number("isr")?,
+        irq_base: fields.number("irq_base")?,
+        elcr: fields.number("elcr")?,
+        init_state: fields.number("init_state")?,
+        init4: fields.flag("init4")?,
+        single: fields.flag("single_mode")?,
+        priority_add: fields.number("priority_add")?,
+        read_isr: fields.flag("read_reg_select")?,
+        poll: fields.flag("poll")?,
+        auto_eoi: fields.flag("auto_eoi")?,
+        rotate_on_auto_eoi: fields.flag("rotate_on_auto_eoi")?,
+        special_fully_nested: fields.flag("special_fully_nested_mode")?,
+        special_mask: fields.flag("special_mask")?,
+        int_output: false,
+    };
+    pic.int_output = raises_output(&pic, section.instance_id == 0);
+    let levels = fields.number("last_irr")?;
+    Ok((pic, levels, fields.finish(section, report)))
+}
+
+/// Whether a request is of higher priority than all that is in service (8259A data sheet; hw/intc/i8259.c, pic_get_irq).
+fn raises_output(pic: &Pic, master: bool) -> bool {
+    let priority = |lines: u8| lines.rotate_right(u32::from(pic.priority_add & 7)).trailing_zeros();
+    let mut in_service = pic.isr;
+    if pic.special_mask {
+        in_service &= !pic.imr;
+    }
+    if pic.special_fully_nested && master {
+        in_service &= !(1 << 2);
+    }
+    priority(pic.irr & !pic.imr) < priority(in_service)
+}
+
+/// The routes in PIIX3's configuration space, as the model numbers links: a link's number is (slot + pin) & 3 there,
+/// and (slot + pin - 1) & 3 on QEMU.
+pub(crate) fn normalise_links(bridge: &[u8]) -> PciLinks {
+    let route = |link: usize| bridge.get(0x60 + (link + 3) % 4).and_then(|route| leads_to(*route));
+    PciLinks(std::array::from_fn(|link| route(link).unwrap_or(0)))
+}
+
+/// The ISA interrupt that a PIRQ route leads to.
+pub(crate) fn leads_to(route: u8) -> Option<u8> {
+    (route & NO_ROUTE == 0).then_some(route & 0xf)
+}
 
 /// A PCI device's interrupt pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +138,8 @@ pub(crate) fn wire(irq: &Irq, pins: &[IntxPin], policy: &Policy, report: &mut Re
         levels: [0; 4],
         redirection: std::array::from_fn(|pin| entry(pin) & !DELIVERY_STATUS),
     };
+    // A guest of a `pc` is wired already.
+    let wired = irq.ioapic.redirection.len() <= PINS;
     let mut moved: [Option<u64>; 4] = [None; 4];
     for pin in pins {
         let pirq = pin.pirq();
@@ -76,7 +148,7 @@ pub(crate) fn wire(irq: &Irq, pins: &[IntxPin], policy: &Policy, report: &mut Re
         if let Some(level) = wiring.levels.get_mut(pirq) {
             *level += u32::from(pin.asserted);
         }
-        if !in_use(active) {
+        if wired || !in_use(active) {
             continue;
         }
         match moved.get(pirq).copied().flatten() {
@@ -167,7 +239,7 @@ pub(crate) fn localise_ioapic(
         }
         tree.set_u64_at("ioredtbl", pin, *entry)?;
     }
-    tree.set_u64("irr", irr)?;
+    tree.set_u64("irr", ioapic.requests.map_or(irr, u64::from))?;
     Ok(())
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn normalise_ioapic(ioapic: &hvm::IoApic, report: &mut Report) -> Ioa
         ioregsel: ioapic.ioregsel,
         id: ioapic.id,
         redirection: ioapic.redirtbl.to_vec(),
+        requests: None,
     }
 }
 

@@ -1,10 +1,11 @@
 //! A local APIC in QEMU's stream: section `apic` (`formats/qemu/sections.md`).
 
-use hyperferry_qemu_stream::Tree;
-use hyperferry_vm_model::Lapic;
+use hyperferry_qemu_stream::{Section, Tree};
+use hyperferry_vm_model::{ApicTimer, Device, Lapic, LocalVectorTable};
 
 use crate::{
     Result,
+    component::fields::Fields,
     qemu::{Accelerator, Target},
     refusal,
     report::{Report, Severity},
@@ -15,6 +16,56 @@ const STAGE: &str = "model -> QEMU";
 const LVT_MASKED: u32 = 1 << 16;
 /// LVT timer, bits 18:17: 0 one-shot, 1 periodic, 2 TSC deadline.
 const LVT_MODE_SHIFT: u32 = 17;
+
+/// IA32_APIC_BASE.EXTD: x2APIC mode.
+const APIC_BASE_EXTD: u64 = 1 << 10;
+/// Version register: six vectors, as every local APIC of QEMU and of KVM has (hw/intc/apic.c; arch/x86/kvm/lapic.c).
+const VERSION: u32 = 0x0005_0014;
+
+/// Wire to model: section `apic`, and what is left of it. `clock_ns` is QEMU's virtual clock.
+pub(crate) fn normalise(
+    section: &Section,
+    accelerator: Accelerator,
+    bus_hz: u64,
+    clock_ns: i64,
+    report: &mut Report,
+) -> Result<(Lapic, Device)> {
+    let mut fields = Fields::of(section);
+    let apic_base = fields.number("apicbase")?;
+    let id: u32 = fields.number("id")?;
+    let logical: u32 = fields.number("log_dest")?;
+    // An x2APIC's logical id follows from its id (Intel SDM vol. 3, 12.12.10.2), and QEMU's field is too small for it.
+    let ldr = if apic_base & APIC_BASE_EXTD == 0 { logical << 24 } else { (id >> 4) << 16 | 1 << (id & 0xf) };
+    let [timer, thermal, performance, lint0, lint1, error] = fields.numbers("lvt")?;
+    // Under KVM the phase is not in the stream: QEMU makes deadlines up, of a full period from the save on.
+    let expiry = fields.peek_i64("timer_expiry")?;
+    let known = accelerator == Accelerator::Tcg && expiry >= 0;
+    let lapic = Lapic {
+        apic_base,
+        id,
+        version: VERSION,
+        tpr: fields.number("tpr")?,
+        ldr,
+        dfr: fields.number::<u32>("dest_mode")? << 28 | 0x0fff_ffff,
+        svr: fields.number("spurious_vec")?,
+        isr: fields.numbers("isr")?,
+        tmr: fields.numbers("tmr")?,
+        irr: fields.numbers("irr")?,
+        esr: fields.number("esr")?,
+        pending_esr: 0,
+        icr: fields.numbers("icr")?,
+        lvt: LocalVectorTable { timer, thermal, performance, lint0, lint1, error },
+        timer: ApicTimer {
+            bus_hz,
+            initial_count: fields.number("initial_count")?,
+            divide_configuration: fields.number("divide_conf")?,
+            remaining_ns: known.then(|| u64::try_from(expiry.saturating_sub(clock_ns)).unwrap_or(0)),
+            tsc_deadline: 0,
+        },
+    };
+    fields.derived("count_shift", "follows from the divide configuration register");
+    Ok((lapic, fields.finish(section, report)))
+}
 
 /// Model to wire: fills in an `apic` section that the destination's own QEMU wrote.
 pub(crate) fn localise(

@@ -3,16 +3,24 @@
 //!
 //! Deadlines are absolute nanoseconds on QEMU's virtual clock, those of `mc146818rtc` on the host's wall clock.
 
+//! The other direction is `qemu_in.rs`.
+
 use hyperferry_qemu_stream::{Subsection, Tree, Value};
 use hyperferry_vm_model::{Hpet, Pit, PitChannel, PmTimer, Rtc};
 
+use super::qemu_in::pm_counter;
 use crate::{Result, qemu::Target, refusal, report::Report};
 
 const STAGE: &str = "model -> QEMU";
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 
 /// The virtual clock at which QEMU's PM timer shows what the guest's showed: QEMU computes the one from the other.
-pub(crate) fn virtual_clock(pm: &PmTimer) -> u64 {
+///
+/// The guest's age is that clock where the guest comes from a QEMU.
+pub(crate) fn virtual_clock(pm: &PmTimer, guest_ns: u64) -> u64 {
+    if pm_counter(guest_ns) == pm.counter {
+        return guest_ns;
+    }
     (u64::from(pm.counter) * SECOND).div_ceil(PmTimer::HZ)
 }
 
@@ -155,7 +163,7 @@ fn seconds_to_alarm(registers: &[u8; 14], base_rtc: u64) -> Option<u64> {
 }
 
 /// QEMU's HPET ticks every 10 ns (hw/timer/hpet.c, HPET_CLK_PERIOD).
-const QEMU_HPET_PERIOD_FS: u64 = 10_000_000;
+pub(super) const QEMU_HPET_PERIOD_FS: u64 = 10_000_000;
 
 /// Model to wire: section `hpet`.
 pub(crate) fn localise_hpet(
@@ -252,8 +260,8 @@ mod tests {
 
     #[test]
     fn the_pm_timer_reads_the_same_on_the_virtual_clock() {
-        for counter in [0, 1, 0x10e0_4efe, u32::MAX] {
-            let clock = virtual_clock(&PmTimer { counter, ..PmTimer::default() });
+        for counter in [1, 2, 0x10e0_4efe, u32::MAX] {
+            let clock = virtual_clock(&PmTimer { counter, ..PmTimer::default() }, 1);
             assert_eq!(u128::from(clock) * u128::from(PmTimer::HZ) / u128::from(SECOND), u128::from(counter));
         }
     }

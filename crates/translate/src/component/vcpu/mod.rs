@@ -2,4 +2,5 @@
 
 mod fxsave;
 pub(crate) mod qemu;
+pub(crate) mod qemu_in;
 pub(crate) mod xen;

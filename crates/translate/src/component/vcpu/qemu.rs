@@ -1,4 +1,5 @@
-//! A vCPU in QEMU's stream: sections `cpu` and `cpu_common` (`formats/qemu/sections.md`).
+//! A vCPU in QEMU's stream: sections `cpu` and `cpu_common` (`formats/qemu/sections.md`). The other direction is
+//! `qemu_in.rs`.
 
 use hyperferry_qemu_stream::{Subsection, Tree, Value};
 use hyperferry_vm_model::{Avx512, EventKind, Mpx, Mtrrs, RunState, Segment, Vcpu};
@@ -26,7 +27,7 @@ pub(crate) fn localise(
     report: &mut Report,
 ) -> Result<()> {
     general(vcpu, tree)?;
-    system(vcpu, tree)?;
+    system(vcpu, target.accelerator, tree)?;
     fpu(vcpu, target.accelerator, tree)?;
     vectors(vcpu, tree)?;
     msrs(vcpu, tree)?;
@@ -44,7 +45,7 @@ pub(crate) fn localise(
     // Bit 0: global interrupt flag, always set outside nested virtualization; bit 2: NMIs are blocked.
     tree.set_u64("env.hflags2", 1 | u64::from(vcpu.nmi_blocked) << 2)?;
     tree.set_u64("env.tsc", vcpu.tsc)?;
-    if target.accelerator == Accelerator::Kvm {
+    if target.accelerator == Accelerator::Kvm && tsc_khz > 0 {
         put(tree, "cpu/tsc_khz", &[("env.tsc_khz", Value::Signed { width: 8, value: tsc_khz.into() })]);
     }
     account(vcpu, report);
@@ -93,25 +94,26 @@ fn segment(from: &Segment, to: &mut Tree) -> Result<()> {
     to.set_u64("selector", from.selector.into())?;
     to.set_u64("base", from.base)?;
     to.set_u64("limit", from.limit.into())?;
-    to.set_u64("flags", segment_flags(from).into())?;
+    to.set_u64("flags", descriptor_flags(from).into())?;
     Ok(())
 }
 
 /// The high word of the segment's descriptor, which is how QEMU keeps access rights.
-fn segment_flags(segment: &Segment) -> u32 {
+pub(super) fn descriptor_flags(segment: &Segment) -> u32 {
     let rights = u32::from(segment.attributes.0);
     (rights & 0xff) << 8 | (rights & 0xf00) << 12
 }
 
-fn system(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
+fn system(vcpu: &Vcpu, accelerator: Accelerator, tree: &mut Tree) -> Result<()> {
     let s = &vcpu.system;
     for (name, value) in
         [("env.cr[0]", s.cr0), ("env.cr[2]", s.cr2), ("env.cr[3]", s.cr3), ("env.cr[4]", s.cr4)]
     {
         tree.set_u64(name, value)?;
     }
-    // DR4 and DR5 are other names for DR6 and DR7 and hold nothing of their own.
-    for (index, value) in s.dr.iter().chain(&[0, 0, s.dr6, s.dr7]).enumerate() {
+    // DR4 and DR5 are other names for DR6 and DR7: copies under KVM, unused in emulation.
+    let (dr4, dr5) = if accelerator == Accelerator::Kvm { (s.dr6, s.dr7) } else { (0, 0) };
+    for (index, value) in s.dr.iter().chain(&[dr4, dr5, s.dr6, s.dr7]).enumerate() {
         tree.set_u64_at("env.dr", index, *value)?;
     }
     tree.set_u64("env.efer", s.efer)?;
@@ -121,7 +123,7 @@ fn system(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
 }
 
 /// The flags that QEMU derives from other registers. KVM computes them again; emulation takes them from here.
-fn hflags(vcpu: &Vcpu) -> u32 {
+pub(super) fn hflags(vcpu: &Vcpu) -> u32 {
     const CR4_OSFXSR: u64 = 1 << 9;
     const CR4_OSXSAVE: u64 = 1 << 18;
     const CR4_SMAP: u64 = 1 << 21;
@@ -431,7 +433,7 @@ mod tests {
             ..Vcpu::default()
         };
         assert_eq!(hflags(&vcpu), 0x40_c2b0);
-        assert_eq!(segment_flags(&code), 0x00a0_9b00);
+        assert_eq!(descriptor_flags(&code), 0x00a0_9b00);
     }
 
     #[test]

@@ -1,0 +1,162 @@
+//! Where the guest sees the memory of a block that is not its RAM: behind a device's range, or instead of RAM.
+
+use hyperferry_qemu_stream::RamBlock;
+use hyperferry_vm_model::{Device, PAGE_SIZE, PciAddress, Vm};
+
+use crate::{
+    Result,
+    component::{devices, fields::STAGE},
+    qemu::{args::ACPI_WINDOW, memory::ACPI_WINDOW_BASE},
+    refusal::{self, Policy},
+    report::{Report, Severity},
+    xen::HeldPages,
+};
+
+/// Section of the device that brings the window for Xen's ACPI tables.
+pub(super) const WINDOW_DEVICE: &str = "ivshmem";
+const FOUR_GIB: u64 = 1 << 32;
+/// First of the areas that the chipset shows as RAM or as ROM, each on its own.
+const SHADOW_START: u64 = 0xc_0000;
+/// Pages of each.
+const AREA_PAGES: u64 = 4;
+
+/// Whether a block is the window for Xen's ACPI tables.
+pub(super) fn is_acpi_window(name: &str) -> bool {
+    name.rsplit('/').next() == Some(ACPI_WINDOW)
+}
+
+/// Moves the pages of one block to where the guest sees them.
+pub(super) fn place(
+    block: &RamBlock,
+    pages: HeldPages,
+    vm: &Vm,
+    held: &mut HeldPages,
+    page_lane: &mut impl FnMut(&[u64], &[u8]) -> Result<()>,
+    policy: &Policy,
+    report: &mut Report,
+) -> Result<()> {
+    let (path, name) = block.name.rsplit_once('/').unwrap_or(("", &block.name));
+    let record = format!("ram > {}", block.name);
+    if let Some(number) = pages.overflow() {
+        let what = format!("block {} has more memory in use than we keep (page {number})", block.name);
+        let remedy = "give the display adapter less memory (vgamem_mb=16) and boot the guest again";
+        policy.refuse(report, refusal::MEMORY_LAYOUT, what, remedy);
+        return Ok(());
+    }
+    let base = match name {
+        "pc.ram" => return Ok(()),
+        "pc.bios" => {
+            let base = FOUR_GIB - block.used_length;
+            // Its last 128 KiB are seen below 1 MiB too, where the chipset shows ROM.
+            shadow(&pages, block.used_length.saturating_sub(0x2_0000), 0xe_0000, vm, page_lane, report)?;
+            Some(base)
+        }
+        "pc.rom" => {
+            shadow(&pages, 0, 0xc_0000, vm, page_lane, report)?;
+            report
+                .record(STAGE, record)
+                .derived("pages", "option ROMs; the guest sees the copies in its RAM");
+            return Ok(());
+        }
+        _ if is_acpi_window(name) => Some(ACPI_WINDOW_BASE),
+        "vga.vram" => range(vm, path, 0),
+        _ if path.starts_with("/rom@") || block.name.starts_with("/rom@") => {
+            report.record(STAGE, record).dropped(
+                "pages",
+                "what the firmware was to read; the guest's copy lies in its RAM, and the destination has its own",
+            );
+            return Ok(());
+        }
+        _ if name.ends_with(".rom") => {
+            report
+                .record(STAGE, record)
+                .dropped("pages", "a device's ROM; it has run, and the destination has its own");
+            return Ok(());
+        }
+        _ => None,
+    };
+    match base {
+        Some(base) => {
+            held.append(base, pages);
+            report.record(STAGE, record).carried(&["pages"]);
+        }
+        None if pages.iter().next().is_none() => {
+            report.record(STAGE, record).derived("pages", "nothing but zeros");
+        }
+        None if name == "vga.vram" => {
+            report.record(STAGE, record).dropped("pages", "the guest has switched the display's memory off");
+            let what = "the guest has switched the memory of its display adapter off; the picture is lost";
+            report.find("video-memory", Severity::Warning, what, "the guest draws it again when it needs it");
+        }
+        None => {
+            report.record(STAGE, record).dropped("pages", "memory of a device that we do not know");
+            let what = format!("the guest has memory called {}, which no destination has", block.name);
+            policy.refuse(report, refusal::DEVICE, what, "remove the device that brings it before the move");
+        }
+    }
+    Ok(())
+}
+
+/// The guest-physical address of a device's memory range.
+fn range(vm: &Vm, path: &str, bar: usize) -> Option<u64> {
+    let address = devices::qemu::address_of(&format!("{path}/"));
+    let device = device_at(vm, address?)?;
+    devices::pci::memory_bar(devices::qemu::model_config(device)?, bar)
+}
+
+fn device_at(vm: &Vm, address: PciAddress) -> Option<&Device> {
+    vm.devices.iter().find(|device| device.address == Some(address))
+}
+
+/// Where the chipset shows ROM below 1 MiB, what the guest reads is the ROM's. RAM behind it becomes that, for a
+/// destination may have no other firmware there. `rom` are the pages of a ROM, `from` the first that is seen at
+/// `start`, and 128 KiB are.
+fn shadow(
+    rom: &HeldPages,
+    from: u64,
+    start: u64,
+    vm: &Vm,
+    page_lane: &mut impl FnMut(&[u64], &[u8]) -> Result<()>,
+    report: &mut Report,
+) -> Result<()> {
+    let bridge = vm.devices.iter().find(|device| device.name == "I440FX");
+    let Some(config) = bridge.and_then(devices::qemu::model_config) else { return Ok(()) };
+    let zeros = [0; hyperferry_wire::PAGE_SIZE];
+    for area in (0..16).filter(|area| !reads_ram(config, *area)) {
+        let address = SHADOW_START + u64::from(area) * AREA_PAGES * PAGE_SIZE;
+        if !(start..start + 0x2_0000).contains(&address) {
+            continue;
+        }
+        for number in 0..AREA_PAGES {
+            let address = address + number * PAGE_SIZE;
+            let page = rom.page((from + address - start) / PAGE_SIZE).unwrap_or(&zeros);
+            page_lane(&[address], page)?;
+        }
+        let what = format!("the guest reads ROM at {address:#x}; the ROM's contents became RAM there");
+        report.find("rom-shadow", Severity::Note, what, "");
+    }
+    Ok(())
+}
+
+/// Whether the chipset shows RAM to a guest that reads in one of the 16 areas from 0xc0000 on. The last four share a
+/// register (82441FX, PAM0 to PAM6).
+fn reads_ram(config: &[u8], area: u8) -> bool {
+    let (register, shift) = if area >= 12 { (0x59, 4) } else { (0x5a + usize::from(area / 2), area % 2 * 4) };
+    config.get(register).is_none_or(|bits| bits >> shift & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_area_has_a_bit_of_its_own() {
+        let mut config = vec![0xff; 256];
+        config[0x59] = 0x0f;
+        config[0x5a] = 0x10;
+        config[0x5f] = 0x01;
+        let rom: Vec<u8> = (0..16).filter(|area| !reads_ram(&config, *area)).collect();
+        // 0xc0000; 0xec000; 0xf0000 to 0xfffff.
+        assert_eq!(rom, [0, 11, 12, 13, 14, 15]);
+    }
+}
