@@ -12,6 +12,7 @@
 mod component;
 pub mod cpu_features;
 mod error;
+mod kvm_services;
 pub mod qemu;
 pub mod refusal;
 pub mod report;

@@ -21,6 +21,7 @@ pub use self::stream::QemuSink;
 use crate::{
     Error, Result,
     component::{devices, irq, lapic, pending, timers, vcpu},
+    kvm_services,
     refusal::{self, Policy},
     report::Report,
 };
@@ -95,6 +96,9 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
     }
     let vm = vm.as_ref();
     let mut sections = Sections::of(destination.template);
+    if target.accelerator == Accelerator::Tcg {
+        kvm_services::judge(vm, "QEMU's emulation", destination.policy, report);
+    }
     if let Some(rest) = &vm.remainder {
         remainder::forget_parts(vm, rest, &mut sections);
     }

@@ -8,6 +8,7 @@
 
 mod config;
 mod held;
+pub mod judge;
 mod records;
 
 use std::io::Read;
