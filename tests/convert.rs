@@ -108,11 +108,27 @@ fn a_layout_that_qemu_cannot_have_is_refused_before_it_is_started() {
 }
 
 #[test]
-fn to_xen_is_no_promise_yet() {
+fn a_guest_goes_home_to_xen_by_way_of_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    pipe(&["convert", "-", text(&out), "--to", "xen"], &slim(&plain())).expect(4).says("--to qemu");
-    assert!(!out.exists());
+    let [save, model, home, again] = ["save", "model", "home", "again"].map(|name| folder.path().join(name));
+    fs::write(&save, plain()).unwrap();
+    run(&["convert", text(&save), text(&model), "--to", "model"]).expect(0);
+    run(&["convert", text(&model), text(&home), "--to", "xen"]).expect(0);
+    run(&["verify", text(&home)]).expect(0);
+    run(&["diff", text(&save), text(&home)]).expect(0);
+    // A save file is a template for its own host.
+    run(&["convert", text(&save), text(&again), "--to", "xen", "--template", text(&save)]).expect(0);
+    run(&["diff", text(&save), text(&again)]).expect(0);
+}
+
+#[test]
+fn a_template_that_is_no_save_file_leaves_no_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, template) = (folder.path().join("out"), folder.path().join("template"));
+    fs::write(&template, b"no stream at all, and long enough for a header").unwrap();
+    let arguments = ["convert", "-", text(&out), "--to", "xen", "--template", text(&template)];
+    pipe(&arguments, &slim(&plain())).expect(3).says("magic");
+    assert_eq!(names(folder.path()), ["template"]);
 }
 
 #[test]

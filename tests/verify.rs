@@ -30,7 +30,7 @@ fn a_checkpoint_is_judged_to_its_last_byte() {
     pipe(&["verify", "-"], &checkpoint).expect(0);
     pipe(&["verify", "-"], &checkpoint[..checkpoint.len() - 1]).expect(3).says("@0x");
     pipe(&["verify", "-"], &[&checkpoint[..], b"x"].concat()).expect(3).says("left over");
-    pipe(&["verify", "-"], &patch(&checkpoint, 16, &[9])).expect(3).says("found 9, wanted 1");
+    pipe(&["verify", "-"], &patch(&checkpoint, 16, &[9])).expect(3).says("found 9, wanted 2");
     pipe(&["verify", "-"], &patch(&checkpoint, 40, &[checkpoint[40] ^ 1])).expect(3).says("checksum");
 }
 

@@ -163,6 +163,10 @@ pub(crate) struct Convert {
     /// Format to write
     #[arg(long, value_enum)]
     pub(crate) to: Target,
+    /// With --to xen: any save file of that Xen host whose guest has the same devices; what the host's Xen and device
+    /// model load is learned from it [default: Xen 4.17 with QEMU 7.2]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) template: Option<PathBuf>,
     /// QEMU on this host
     #[command(flatten)]
     pub(crate) destination: Destination,

@@ -7,6 +7,7 @@ use hyperferry_translate::{
     qemu::{Accelerator, args},
     refusal::{self, Policy},
     report::Report,
+    xen::Relocation,
 };
 use hyperferry_vm_model::Vm;
 
@@ -28,6 +29,14 @@ impl Destination {
         options.disks.extend(self.map_disk.iter().cloned());
         options.bridges.extend(self.map_bridge.iter().cloned());
         options
+    }
+
+    /// What the guest's disks and bridges are called on a Xen host.
+    pub(crate) fn relocation(&self) -> Relocation {
+        Relocation {
+            disks: self.map_disk.iter().cloned().collect(),
+            bridges: self.map_bridge.iter().cloned().collect(),
+        }
     }
 
     /// All of the destination, on this host.

@@ -184,6 +184,9 @@ impl<W: std::io::Write> CheckpointSink<W> {
         for (pfn, page) in held.iter() {
             self.0.pages(&[pfn.saturating_mul(PAGE_SIZE)], page)?;
         }
+        for pfn in held.zeros() {
+            self.0.pages(&[pfn.saturating_mul(PAGE_SIZE)], &[0; hyperferry_wire::PAGE_SIZE])?;
+        }
         Ok(self.0.finish(vm)?)
     }
 }

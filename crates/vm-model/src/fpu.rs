@@ -15,6 +15,8 @@ pub struct Fpu {
     pub fip: u64,
     /// Last data pointer.
     pub fdp: u64,
+    /// FCS and FDS, where the source has saved them: the pointers then have 32 bits.
+    pub selectors: Option<[u16; 2]>,
     /// ST(0) to ST(7), each an 80-bit number in memory order.
     pub st: [[u8; 10]; 8],
     /// SSE control and status.
@@ -24,7 +26,17 @@ pub struct Fpu {
 impl Default for Fpu {
     /// The state after `FNINIT`, with MXCSR at its reset value.
     fn default() -> Self {
-        Self { fcw: 0x37f, fsw: 0, ftw: 0, fop: 0, fip: 0, fdp: 0, st: [[0; 10]; 8], mxcsr: 0x1f80 }
+        Self {
+            fcw: 0x37f,
+            fsw: 0,
+            ftw: 0,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            selectors: None,
+            st: [[0; 10]; 8],
+            mxcsr: 0x1f80,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod lapic;
 mod memory;
 mod remainder;
 mod timer;
+mod xen;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,7 @@ pub use lapic::{ApicTimer, Lapic, LocalVectorTable};
 pub use memory::{MemoryLayout, PAGE_SIZE};
 pub use remainder::Remainder;
 pub use timer::{Hpet, HpetTimer, Pit, PitChannel, PmTimer, Rtc};
+pub use xen::XenDomain;
 
 /// A virtual machine at one instant, without its memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +61,8 @@ pub struct Vm {
     pub devices: Vec<Device>,
     /// What the parts above have no name for, where the source is a QEMU.
     pub remainder: Option<Remainder>,
+    /// What only Xen knows of the guest, where it comes from there.
+    pub xen: Option<XenDomain>,
 }
 
 /// The interrupt controllers outside the CPUs, and the wires into them.

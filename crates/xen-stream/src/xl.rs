@@ -48,7 +48,12 @@ impl Header {
 
     /// A header as current senders write it.
     pub fn with_config(config: &serde_json::Value) -> Self {
-        let mut text = format!("{config:#}\n").into_bytes();
+        Self::with_text(&format!("{config:#}\n"))
+    }
+
+    /// A header as current senders write it, around the JSON of a configuration.
+    pub fn with_text(config: &str) -> Self {
+        let mut text = config.as_bytes().to_vec();
         text.push(0);
         Self {
             mandatory_flags: Self::JSON | Self::STREAM_V2,
@@ -56,6 +61,12 @@ impl Header {
             config: Some(text),
             extra: Vec::new(),
         }
+    }
+
+    /// The configuration as text, without its closing NUL; empty where there is none, or where it is no text.
+    pub fn text(&self) -> &str {
+        let config = self.config.as_deref().unwrap_or_default();
+        std::str::from_utf8(config.strip_suffix(&[0]).unwrap_or(config)).unwrap_or_default()
     }
 
     /// The configuration, read as JSON.

@@ -2,13 +2,14 @@
 
 use hyperferry_kvm_state as kvm;
 use hyperferry_relay::{
-    endpoint::{Output, open_output},
+    endpoint::{Output, open_input, open_output},
     progress::{Precopy, Progress},
     session::{self, Translated},
 };
 use hyperferry_translate::{
     report::{Fate, FieldFate, Report},
     source::CheckpointSink,
+    xen::{self, XenSink},
 };
 use hyperferry_vm_model::PAGE_SIZE;
 
@@ -16,7 +17,7 @@ use super::{Intake, open};
 use crate::{
     args::{Convert, Target, Words},
     destination::say_what_to_map,
-    exit::{self, Error, Result},
+    exit::{self, Result},
     host, progress,
     report::Account,
     runtime,
@@ -28,11 +29,7 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
         Target::Qemu => "qemu",
         Target::Kvm => "kvm",
         Target::Model => "model",
-        Target::Xen => {
-            let today = "the Xen format is read, not yet written from a translation; `--to qemu`, `--to kvm` and \
-                         `--to model` work today";
-            return Err(Error::Unsupported(format!("--to xen: {today}")));
-        }
+        Target::Xen => "xen",
     };
     let account = Account { file: arguments.loss.report.as_deref(), to, verbose: words.verbose > 0 };
     let policy = arguments.loss.allow.policy();
@@ -52,10 +49,10 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
 
 async fn translate(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
     if arguments.to != Target::Qemu {
-        let output = open_output(&arguments.output)?;
         return match arguments.to {
-            Target::Kvm => to_kvm(source, output, progress).await,
-            _ => to_model(source, output, progress).await,
+            Target::Xen => to_xen(arguments, source, progress).await,
+            Target::Kvm => to_kvm(source, open_output(&arguments.output)?, progress).await,
+            _ => to_model(source, open_output(&arguments.output)?, progress).await,
         };
     }
     let mut landing = arguments.destination.landing(arguments.loss.allow.policy())?;
@@ -82,6 +79,34 @@ async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result
             report: taken.report,
             pages: taken.pages,
         })
+    });
+    Ok(made.await?)
+}
+
+/// A save stream for a Xen host, in the dialect of the template.
+async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
+    let template = match &arguments.template {
+        Some(path) => xen::Template::from_stream(open_input(path)?.reader)?,
+        None => xen::Template::bundled()?,
+    };
+    let relocation = arguments.destination.relocation();
+    let policy = arguments.loss.allow.policy();
+    let output = open_output(&arguments.output)?;
+    let counter = progress.clone();
+    let made = session::write(output, progress, move |out| {
+        counter.expect(Precopy::of_xen(source.outline().memory.size() / PAGE_SIZE));
+        let destination = xen::Destination { template: &template, relocation: &relocation, policy: &policy };
+        let mut report = Report::default();
+        let mut sink = XenSink::new(out, source.outline(), destination, &mut report)?;
+        let taken = source.pump(|addresses, data| {
+            counter.pages(session::page_numbers(addresses));
+            sink.pages(addresses, data)
+        })?;
+        let mut account = taken.report;
+        account.fields.extend(report.fields);
+        account.findings.extend(report.findings);
+        sink.finish(&taken.vm, &taken.held, &mut account)?;
+        Ok::<_, hyperferry_translate::Error>(Translated { vm: taken.vm, report: account, pages: taken.pages })
     });
     Ok(made.await?)
 }

@@ -71,6 +71,7 @@ fn sample() -> Vm {
                 fop: 0x123,
                 fip: n(),
                 fdp: n(),
+                selectors: None,
                 st: std::array::from_fn(|at| [at as u8 + 1; 10]),
                 mxcsr: 0x9fc0,
             },

@@ -24,7 +24,8 @@ const NAMED: u64 = 0x2ff;
 const MXCSR_INITIAL: u32 = 0x1f80;
 
 pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
-    let Fpu { fcw, fsw, ftw, fop, fip, fdp, st, mxcsr } = vcpu.fpu;
+    // The selectors have no place beside 64-bit pointers.
+    let Fpu { fcw, fsw, ftw, fop, fip, fdp, selectors: _, st, mxcsr } = vcpu.fpu;
     fates.carried(&["fpu", "vectors", "avx512", "mpx", "pkru"], "xsave");
     let state = Xsave {
         fcw: fcw.into(),
@@ -143,6 +144,7 @@ fn normalise_x87(area: &Xsave) -> Result<Fpu> {
         fop: word("fop", area.fop)?,
         fip: area.fip,
         fdp: area.fdp,
+        selectors: None,
         st: area.st.map(|register| {
             let mut bytes = [0; 10];
             bytes.iter_mut().zip(register.to_le_bytes()).for_each(|(place, byte)| *place = byte);

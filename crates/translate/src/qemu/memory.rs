@@ -135,7 +135,7 @@ pub(crate) fn place<'a>(
 }
 
 /// Where the guest has mapped its video memory, and how much there is.
-fn video_range(vm: &Vm) -> Option<(u64, u64)> {
+pub(crate) fn video_range(vm: &Vm) -> Option<(u64, u64)> {
     if vm.config.vga == VgaKind::None {
         return None;
     }

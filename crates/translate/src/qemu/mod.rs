@@ -16,6 +16,7 @@ use hyperferry_qemu_stream::{Absent, DeviceState, Schema, Section, SectionKey, T
 use hyperferry_vm_model::{Device, Vm};
 
 pub use self::intake::{Hint, Intake, survey};
+pub(crate) use self::memory::video_range;
 pub use self::memory::{Blocks, Placement};
 pub use self::stream::QemuSink;
 use crate::{

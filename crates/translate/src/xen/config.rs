@@ -2,8 +2,10 @@
 //!
 //! A key that is absent has its default; defbools are the strings "True" and "False".
 
-use hyperferry_vm_model::{Disk, GuestConfig, Nic, VgaKind};
-use serde_json::Value;
+use std::collections::BTreeMap;
+
+use hyperferry_vm_model::{Disk, GuestConfig, Nic, VgaKind, Vm};
+use serde_json::{Value, json};
 
 use crate::{
     qemu::args::is_word,
@@ -12,7 +14,17 @@ use crate::{
 };
 
 const STAGE: &str = "Xen -> model";
+const BACK: &str = "model -> Xen";
 const KIB: u64 = 1024;
+
+/// What a guest's disks and bridges are called on the Xen host.
+#[derive(Clone, Debug, Default)]
+pub struct Relocation {
+    /// Files of disks, by the disk's name (`hda`) or by the file's name at the source.
+    pub disks: BTreeMap<String, String>,
+    /// Bridges, by their names at the source.
+    pub bridges: BTreeMap<String, String>,
+}
 
 /// Wire to model.
 pub(super) fn normalise(json: &Value, report: &mut Report) -> GuestConfig {
@@ -165,6 +177,132 @@ fn emulated(disk: &Disk) -> bool {
     })
 }
 
+/// Model to wire: the text of the configuration. A guest that comes from Xen brings its own.
+pub(super) fn localise(vm: &Vm, relocation: &Relocation, report: &mut Report) -> String {
+    let own = vm.xen.as_ref().map(|xen| xen.config.as_str()).unwrap_or_default();
+    let Ok(json) = serde_json::from_str::<Value>(own) else {
+        report
+            .record(BACK, "config")
+            .carried(&[
+                "name",
+                "uuid",
+                "memory",
+                "video_memory",
+                "max_vcpus",
+                "mmio_hole",
+                "vga",
+                "disks",
+                "nics",
+            ])
+            .carried(&["serial_ports", "hpet", "xen_platform", "usb_devices"])
+            .derived("viridian, nested, passthrough", "refused before they come here");
+        return libxl_text(&relocated(made(&vm.config), relocation));
+    };
+    report.record(BACK, "config").carried(&["*"]);
+    let here = relocated(json.clone(), relocation);
+    if here == json { own.to_owned() } else { libxl_text(&here) }
+}
+
+fn libxl_text(json: &Value) -> String {
+    format!("{json:#}\n")
+}
+
+/// The configuration that `xl create` would have made for such a guest.
+fn made(config: &GuestConfig) -> Value {
+    let total = (config.memory + config.video_memory) / KIB;
+    let hvm = json!({
+        "mmio_hole_memkb": config.mmio_hole.map(|hole| hole / KIB),
+        "hpet": defbool(config.hpet),
+        "nographic": defbool(config.vga == VgaKind::None),
+        "vga": { "kind": config.vga },
+        "vnc": {},
+        "sdl": {},
+        "spice": {},
+        "serial": (config.serial_ports == 1).then_some("pty"),
+        "serial_list": (config.serial_ports > 1).then(|| vec!["pty"; config.serial_ports.min(4) as usize]),
+        "usb": (!config.usb_devices.is_empty()).then_some("True"),
+        "usbdevice_list": (!config.usb_devices.is_empty()).then_some(&config.usb_devices),
+        "xen_platform_pci": defbool(config.xen_platform),
+        "rdm": {},
+    });
+    let json = json!({
+        "c_info": { "type": "hvm", "name": config.name, "uuid": config.uuid, "run_hotplug_scripts": "True" },
+        "b_info": {
+            "max_vcpus": config.max_vcpus,
+            "avail_vcpus": (0..config.max_vcpus).collect::<Vec<_>>(),
+            "max_memkb": total,
+            "target_memkb": total,
+            "video_memkb": config.video_memory / KIB,
+            "sched_params": {},
+            "type.hvm": hvm,
+            "arch_arm": {},
+            "arch_x86": {},
+        },
+        "disks": config.disks.iter().map(made_disk).collect::<Vec<_>>(),
+        "nics": (0..).zip(&config.nics).map(made_nic).collect::<Vec<_>>(),
+        "on_poweroff": "destroy",
+        "on_reboot": "restart",
+        "on_crash": "destroy",
+        "on_soft_reset": "soft_reset",
+    });
+    without_nulls(json)
+}
+
+fn defbool(on: bool) -> &'static str {
+    if on { "True" } else { "False" }
+}
+
+fn made_disk(disk: &Disk) -> Value {
+    json!({
+        "pdev_path": disk.path.as_deref().unwrap_or_default(),
+        "vdev": disk.vdev,
+        "backend": "qdisk",
+        "format": disk.format,
+        "removable": i32::from(disk.cdrom),
+        "readwrite": i32::from(disk.writable),
+        "is_cdrom": i32::from(disk.cdrom),
+    })
+}
+
+fn made_nic((devid, nic): (u32, &Nic)) -> Value {
+    json!({
+        "devid": devid,
+        "model": nic.model,
+        "mac": nic.mac,
+        "bridge": nic.bridge,
+        "nictype": if nic.emulated { "vif_ioemu" } else { "vif" },
+    })
+}
+
+/// libxl takes a key that is absent for its default, and refuses one that is null.
+fn without_nulls(json: Value) -> Value {
+    match json {
+        Value::Object(fields) => {
+            let set = fields.into_iter().filter(|(_, value)| !value.is_null());
+            set.map(|(name, value)| (name, without_nulls(value))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        other => other,
+    }
+}
+
+/// The same with disks and bridges under the names that they have on the Xen host.
+fn relocated(mut json: Value, relocation: &Relocation) -> Value {
+    rename(&mut json, "disks", &["vdev", "pdev_path"], "pdev_path", &relocation.disks);
+    rename(&mut json, "nics", &["bridge"], "bridge", &relocation.bridges);
+    json
+}
+
+/// Gives `field` of each item in a list the name that one of its `keys` stands for.
+fn rename(json: &mut Value, list: &str, keys: &[&str], field: &str, names: &BTreeMap<String, String>) {
+    for item in json.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+        let here = keys.iter().find_map(|key| names.get(item.get(key)?.as_str()?));
+        if let (Some(here), Some(fields)) = (here, item.as_object_mut()) {
+            fields.insert(field.to_owned(), here.as_str().into());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +325,56 @@ mod tests {
         assert!(config.hpet && !config.xen_platform);
         assert_eq!(config.disks[0].path.as_deref(), Some("/guest/disk.img"));
         assert_eq!((config.nics[0].model.as_str(), config.nics[0].emulated), ("e1000", true));
+    }
+
+    #[test]
+    fn what_is_made_for_a_guest_reads_as_that_guest() {
+        let config = GuestConfig {
+            name: "d1".into(),
+            memory: 144 << 20,
+            video_memory: 16 << 20,
+            max_vcpus: 2,
+            vga: VgaKind::Std,
+            disks: vec![Disk {
+                vdev: "hda".into(),
+                path: Some("/disk".into()),
+                format: "raw".into(),
+                cdrom: false,
+                writable: true,
+            }],
+            nics: vec![Nic {
+                mac: "00:16:3e:01:02:03".into(),
+                model: "e1000".into(),
+                bridge: Some("br0".into()),
+                emulated: true,
+            }],
+            serial_ports: 1,
+            usb_devices: vec!["tablet".into()],
+            ..GuestConfig::default()
+        };
+        let vm = Vm { config, ..Vm::default() };
+        let text = localise(&vm, &Relocation::default(), &mut Report::default());
+        let json = serde_json::from_str(&text).unwrap();
+        assert_eq!(normalise(&json, &mut Report::default()), vm.config);
+
+        let relocation = Relocation {
+            disks: [("hda".to_owned(), "/dev/vg/d1".to_owned())].into(),
+            bridges: [("br0".to_owned(), "xenbr0".to_owned())].into(),
+        };
+        let moved = localise(&vm, &relocation, &mut Report::default());
+        assert!(moved.contains("\"pdev_path\": \"/dev/vg/d1\"") && moved.contains("\"bridge\": \"xenbr0\""));
+    }
+
+    #[test]
+    fn a_guest_from_xen_brings_its_own() {
+        let config = "{ \"disks\": [{ \"vdev\": \"hda\", \"future\": 1 }] }\n";
+        let xen = hyperferry_vm_model::XenDomain { config: config.into(), ..Default::default() };
+        let vm = Vm { xen: Some(xen), ..Vm::default() };
+        assert_eq!(localise(&vm, &Relocation::default(), &mut Report::default()), config);
+        let relocation =
+            Relocation { disks: [("hda".to_owned(), "/d".to_owned())].into(), ..Relocation::default() };
+        let moved = localise(&vm, &relocation, &mut Report::default());
+        assert!(moved.contains("\"future\": 1") && moved.contains("\"pdev_path\": \"/d\""), "{moved}");
     }
 
     #[test]

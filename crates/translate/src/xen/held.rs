@@ -1,35 +1,44 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hyperferry_vm_model::PAGE_SIZE;
 
 /// Pages outside RAM, kept until the state tells what they are: video memory, ACPI tables, Xen's own pages.
 ///
-/// Pages of zeros are not kept: that is what every place they may go to starts with.
+/// Of pages of zeros only the number is kept: that is what every place they may go to starts with.
 #[derive(Clone, Debug, Default)]
 pub struct HeldPages {
     pages: BTreeMap<u64, Box<[u8]>>,
+    zeros: BTreeSet<u64>,
     overflow: Option<u64>,
 }
 
 /// Most pages kept, 24 MiB: 16 MiB of video memory, option ROMs, ACPI tables, and Xen's own pages, with room.
 const LIMIT: usize = 6144;
+/// Most pages of zeros counted: 256 MiB of video memory that was never drawn on.
+const ZEROS_LIMIT: usize = 65_536;
 
 impl HeldPages {
     /// Keeps a page; a later one takes the place of an earlier one.
     pub(crate) fn put(&mut self, pfn: u64, page: &[u8]) {
-        if page.iter().all(|byte| *byte == 0) {
-            self.pages.remove(&pfn);
-        } else if self.pages.len() < LIMIT {
-            self.pages.insert(pfn, page.into());
-        } else {
+        let zero = page.iter().all(|byte| *byte == 0);
+        let room = if zero { self.zeros.len() < ZEROS_LIMIT } else { self.pages.len() < LIMIT };
+        if !room {
             self.overflow.get_or_insert(pfn);
+        } else if zero {
+            self.pages.remove(&pfn);
+            self.zeros.insert(pfn);
+        } else {
+            self.zeros.remove(&pfn);
+            self.pages.insert(pfn, page.into());
         }
     }
 
     /// Takes over all pages of another, whose numbers count from the address `base`.
     pub(crate) fn append(&mut self, base: u64, others: Self) {
+        let first = base / PAGE_SIZE;
+        self.zeros.extend(others.zeros.into_iter().map(|number| first.saturating_add(number)));
         for (number, page) in others.pages {
-            let pfn = (base / PAGE_SIZE).saturating_add(number);
+            let pfn = first.saturating_add(number);
             if self.pages.len() < LIMIT {
                 self.pages.insert(pfn, page);
             } else {
@@ -48,7 +57,12 @@ impl HeldPages {
         self.pages.get(&pfn).map(AsRef::as_ref)
     }
 
-    /// The pages and their numbers, in order.
+    /// The numbers of the pages that came and are all zeros, in order.
+    pub fn zeros(&self) -> impl Iterator<Item = u64> {
+        self.zeros.iter().copied()
+    }
+
+    /// The pages that are not all zeros and their numbers, in order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.pages.iter().map(|(pfn, page)| (*pfn, page.as_ref()))
     }
@@ -73,6 +87,7 @@ mod tests {
         assert_eq!(held.iter().count(), 1);
         held.put(7, &[0; 4096]);
         assert_eq!(held.iter().count(), 0);
+        assert_eq!(held.zeros().collect::<Vec<_>>(), [7, 8]);
     }
 
     #[test]

@@ -1,24 +1,38 @@
-//! From a Xen stream to the model: drives the components over the stream's records.
+//! Between a Xen stream and the model: drives the components over the stream's records.
 //!
 //! ```text
+//! Intake: Xen stream -> model
 //! open   xl header, libxl header, libxc headers, static data     -> outline: configuration, layout, CPUID
 //! pump   PAGE_DATA …                                             -> pages, in batches, as they come
 //!        X86_TSC_INFO, HVM_CONTEXT, HVM_PARAMS, EMULATOR_CONTEXT -> the model, and the pages outside RAM
+//!
+//! XenSink: model -> Xen stream, in the dialect of a Template
+//! new    outline                                                 -> headers, configuration, static data
+//! pages  …                                                       -> PAGE_DATA
+//! finish the model, and the pages outside RAM                    -> the rest
 //! ```
 
 mod config;
+mod domain;
+mod emulator;
 mod held;
 pub mod judge;
+mod pages;
 mod records;
+mod sink;
+mod template;
 
 use std::io::Read;
 
-use hyperferry_vm_model::{CpuidLeaf, MemoryLayout, MsrPolicyEntry, PAGE_SIZE, Vm};
+use hyperferry_vm_model::{CpuidLeaf, CpuidPolicy, MemoryLayout, MsrPolicyEntry, PAGE_SIZE, Vm, XenDomain};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::{Event, StreamReader, libxc, libxl};
 
+pub use self::config::Relocation;
 pub use self::held::HeldPages;
 use self::records::StateRecords;
+pub use self::sink::{Destination, XenSink};
+pub use self::template::Template;
 use crate::{
     Error, Result,
     refusal::{self, Policy},
@@ -29,6 +43,48 @@ const STAGE: &str = "Xen -> model";
 /// Where libxl puts the hole for devices unless told otherwise (tools/include/xen/hvm/e820.h, HVM_BELOW_4G_MMIO_START).
 const DEFAULT_LOW_LIMIT: u64 = 0xf000_0000;
 const FOUR_GIB: u64 = 1 << 32;
+/// A leaf of CPUID that does not look at ECX.
+const NO_SUBLEAF: u32 = libxc::CpuidLeaf::NO_SUBLEAF;
+
+/// What components need to know about the Xen host that a guest goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    /// What the guest is shown there.
+    pub(crate) cpuid: &'a CpuidPolicy,
+    /// Its Xen: major and minor version.
+    pub(crate) version: [u32; 2],
+    /// The guest comes from a Xen, and what only Xen knows of it is its own.
+    pub(crate) home: bool,
+    pub(crate) policy: &'a Policy,
+}
+
+impl Target<'_> {
+    /// LAPIC ends before `pending_esr`; a longer one would be refused.
+    pub(crate) fn short_lapic(&self) -> bool {
+        self.version < [4, 21]
+    }
+
+    /// The bits that a guest-physical address may have (CPUID leaf 0x80000008).
+    pub(crate) fn physical_mask(&self) -> u64 {
+        let bits = self.cpuid.leaf(0x8000_0008, 0).map_or(0, |leaf| leaf.eax & 0xff);
+        if (1..64).contains(&bits) { (1 << bits) - 1 } else { u64::MAX }
+    }
+}
+
+fn cpuid_leaf(leaf: &libxc::CpuidLeaf) -> CpuidLeaf {
+    CpuidLeaf {
+        leaf: leaf.leaf,
+        subleaf: (leaf.subleaf != NO_SUBLEAF).then_some(leaf.subleaf),
+        eax: leaf.a,
+        ebx: leaf.b,
+        ecx: leaf.c,
+        edx: leaf.d,
+    }
+}
+
+fn msr_entry(entry: &libxc::MsrEntry) -> MsrPolicyEntry {
+    MsrPolicyEntry { index: entry.idx, value: entry.val }
+}
 
 /// A Xen stream that is being read.
 #[derive(Debug)]
@@ -103,10 +159,15 @@ impl<R: Read> Intake<R> {
                     let low_limit = hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
                     self.vm.memory = MemoryLayout::split(self.vm.config.memory, low_limit);
                     config::judge(&json, &self.vm.config, &self.policy, &mut self.report);
+                    let xen = XenDomain { config: header.text().to_owned(), ..XenDomain::default() };
+                    self.vm.xen = Some(xen);
                 }
                 Event::ImageHeader(header) => version = header.version,
                 Event::DomainHeader(header) => {
                     self.vm.origin = format!("Xen {}.{}", header.xen_major, header.xen_minor);
+                    if let Some(xen) = &mut self.vm.xen {
+                        xen.version = [header.xen_major, header.xen_minor];
+                    }
                     if header.domain_type != libxc::DomainType::HVM {
                         let what = "this is a PV domain: its kernel calls Xen instead of using hardware";
                         let remedy =
@@ -120,21 +181,11 @@ impl<R: Read> Intake<R> {
                     }
                 }
                 Event::Libxc(libxc::Record::X86CpuidPolicy(record)) => {
-                    let leaf = |leaf: &libxc::CpuidLeaf| CpuidLeaf {
-                        leaf: leaf.leaf,
-                        subleaf: (leaf.subleaf != libxc::CpuidLeaf::NO_SUBLEAF).then_some(leaf.subleaf),
-                        eax: leaf.a,
-                        ebx: leaf.b,
-                        ecx: leaf.c,
-                        edx: leaf.d,
-                    };
-                    self.vm.cpuid.leaves = record.leaves.iter().map(leaf).collect();
+                    self.vm.cpuid.leaves = record.leaves.iter().map(cpuid_leaf).collect();
                     self.report.record(STAGE, "X86_CPUID_POLICY").carried(&["leaves"]);
                 }
                 Event::Libxc(libxc::Record::X86MsrPolicy(record)) => {
-                    let entry =
-                        |entry: &libxc::MsrEntry| MsrPolicyEntry { index: entry.idx, value: entry.val };
-                    self.vm.cpuid.msrs = record.msrs.iter().map(entry).collect();
+                    self.vm.cpuid.msrs = record.msrs.iter().map(msr_entry).collect();
                     self.report.record(STAGE, "X86_MSR_POLICY").carried(&["msrs"]);
                 }
                 Event::Libxc(libxc::Record::StaticDataEnd) => return Ok(()),

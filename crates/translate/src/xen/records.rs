@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hyperferry_qemu_stream::DeviceState;
-use hyperferry_vm_model::{Clock, Vm};
+use hyperferry_vm_model::{Clock, Vm, XenDomain};
 use hyperferry_wire::StreamPath;
 use hyperferry_xen_stream::{
     hvm,
@@ -111,6 +111,7 @@ impl StateRecords {
         normalise_params(&params, report);
         let mut parts = Parts::gather(context, report);
         vm.clock = normalise_clock(self.tsc_info.as_ref(), &parts, report);
+        keep_for_home(vm.xen.get_or_insert_default(), self.tsc_info.as_ref(), &parts, &params);
         vm.vcpus = parts.vcpus(vm, policy, report)?;
         parts.chips(vm, params.get(PARAM_ACPI_IOPORTS) == Some(1), report)?;
         vm.devices = devices::qemu::normalise(&emulator, report);
@@ -133,7 +134,7 @@ struct Parts {
     rtc: Option<hvm::Rtc>,
     hpet: Option<hvm::Hpet>,
     pm: Option<hvm::PmTimer>,
-    gtsc_khz: u32,
+    header: hvm::Header,
     viridian: bool,
 }
 
@@ -152,15 +153,8 @@ impl Parts {
             let vcpus = &mut parts.vcpus;
             match entry.record {
                 hvm::Record::Header(header) => {
-                    parts.gtsc_khz = header.gtsc_khz;
-                    report
-                        .record(STAGE, "HVM_CONTEXT HEADER")
-                        .carried(&["gtsc_khz"])
-                        .dropped("changeset", "names the Xen that wrote it")
-                        .dropped(
-                            "cpuid",
-                            "names the CPU it ran on; X86_CPUID_POLICY says what the guest saw",
-                        );
+                    report.record(STAGE, "HVM_CONTEXT HEADER").carried(&["gtsc_khz", "changeset", "cpuid"]);
+                    parts.header = header;
                 }
                 hvm::Record::Cpu(record) => vcpus.entry(instance).or_default().records.cpu = Some(record),
                 hvm::Record::CpuXsave(record) => {
@@ -273,15 +267,24 @@ fn normalise_clock(info: Option<&libxc::X86TscInfo>, parts: &Parts, report: &mut
         report
             .record(STAGE, "X86_TSC_INFO")
             .defaulted("khz", "the record is missing; taken from the HVM_CONTEXT header");
-        return Clock { tsc_khz: parts.gtsc_khz, ..Clock::default() };
+        return Clock { tsc_khz: parts.header.gtsc_khz, ..Clock::default() };
     };
-    report
-        .record(STAGE, "X86_TSC_INFO")
-        .carried(&["khz", "nsec"])
-        .derived("mode", "1 (always emulate) is kept as tsc_emulated")
-        .dropped("incarnation", "counts Xen's own migrations");
-    let tsc_khz = if info.khz == 0 { parts.gtsc_khz } else { info.khz };
+    report.record(STAGE, "X86_TSC_INFO").carried(&["khz", "nsec"]).carried(&["mode", "incarnation"]);
+    let tsc_khz = if info.khz == 0 { parts.header.gtsc_khz } else { info.khz };
     Clock { tsc_khz, guest_ns: info.nsec, tsc_emulated: info.mode == 1 }
+}
+
+/// What no other hypervisor has a place for.
+fn keep_for_home(
+    xen: &mut XenDomain,
+    tsc_info: Option<&libxc::X86TscInfo>,
+    parts: &Parts,
+    params: &HvmParams,
+) {
+    xen.params = params.params.iter().map(|param| (param.index, param.value)).collect();
+    xen.tsc_mode = tsc_info.map_or(0, |info| info.mode);
+    xen.incarnation = tsc_info.map_or(0, |info| info.incarnation);
+    (xen.changeset, xen.host_cpuid) = (parts.header.changeset, parts.header.cpuid);
 }
 
 fn normalise_params(params: &HvmParams, report: &mut Report) {

@@ -17,3 +17,8 @@ layout! {
         pending_esr: u32 => pad: 4,
     }
 }
+
+impl Lapic {
+    /// [`Entry::elided`](super::Entry::elided) of an entry for Xen before 4.21, which refuses a longer one.
+    pub const SINCE_4_21: usize = 8;
+}

@@ -6,6 +6,9 @@ use hyperferry_xen_stream::hvm;
 use crate::report::Report;
 
 const STAGE: &str = "Xen -> model";
+const BACK: &str = "model -> Xen";
+/// A redirection entry that delivers nothing.
+const MASKED: u64 = 1 << 16;
 
 /// The pin of Xen's I/O APIC that a PCI device's INTx drives (xen/arch/x86/hvm/irq.c, hvm_pci_intx_gsi).
 pub(crate) fn pci_intx_gsi(slot: u32, intx: u32) -> u32 {
@@ -80,4 +83,73 @@ pub(crate) fn normalise_lines(
         report.record(STAGE, "HVM_CONTEXT PCI_LINK").carried(&["route"]);
     }
     (lines, links)
+}
+
+/// Model to wire: one 8259.
+pub(crate) fn localise_pic(instance: u16, pic: &Pic, report: &mut Report) -> hvm::Pic {
+    /// The line that joins slave and master, which Xen always takes for level-triggered.
+    const CASCADE: u8 = 1 << 2;
+    let master = instance == 0;
+    let mode = [
+        pic.read_isr,
+        pic.poll,
+        pic.auto_eoi,
+        pic.rotate_on_auto_eoi,
+        pic.special_fully_nested,
+        pic.special_mask,
+        master,
+    ];
+    // Outside initialization the two flags say nothing; Xen takes any bit for an initialization under way.
+    let under_way = pic.init_state != 0;
+    let init =
+        pic.init_state & 3 | u8::from(under_way && pic.init4) << 2 | u8::from(under_way && pic.single) << 3;
+    report
+        .record(BACK, format_args!("irq.pic[{instance}]"))
+        .carried(&["irr", "imr", "isr", "irq_base", "elcr", "init_state", "init4", "single", "priority_add"])
+        .carried(&["read_isr", "poll", "auto_eoi", "rotate_on_auto_eoi", "special_fully_nested"])
+        .carried(&["special_mask", "int_output"]);
+    hvm::Pic {
+        irr: pic.irr,
+        imr: pic.imr,
+        isr: pic.isr,
+        irq_base: pic.irq_base,
+        init_priority: init | pic.priority_add << 4,
+        mode: mode.iter().enumerate().fold(0, |mode, (bit, set)| mode | u8::from(*set) << bit),
+        elcr: if master { pic.elcr & 0xf8 | CASCADE } else { pic.elcr & 0xde },
+        int_output: u8::from(pic.int_output && !under_way),
+    }
+}
+
+/// Model to wire: the I/O APIC. Pins that the source lacks deliver nothing.
+pub(crate) fn localise_ioapic(ioapic: &Ioapic, report: &mut Report) -> hvm::IoApic {
+    let entry = |pin: usize| ioapic.redirection.get(pin).copied().unwrap_or(MASKED);
+    let mut ledger = report.record(BACK, "irq.ioapic");
+    ledger.carried(&["base", "ioregsel", "id", "redirection"]);
+    let record = hvm::IoApic {
+        base_address: ioapic.base,
+        ioregsel: ioapic.ioregsel,
+        id: ioapic.id,
+        redirtbl: std::array::from_fn(entry),
+    };
+    let (has, wanted) = (ioapic.redirection.len(), record.redirtbl.len());
+    if has < wanted {
+        ledger.defaulted(
+            "redirection",
+            format!("pins {has} to {} do not exist in the source: masked", wanted - 1),
+        );
+    }
+    record
+}
+
+/// Model to wire: levels and routes.
+pub(crate) fn localise_lines(
+    lines: &IrqLines,
+    links: PciLinks,
+    report: &mut Report,
+) -> (hvm::PciIrq, hvm::IsaIrq, hvm::PciLink) {
+    report.record(BACK, "irq").carried(&["lines", "pci_links"]);
+    let word = |shift: u32| u64::try_from(lines.pci >> shift & u128::from(u64::MAX)).unwrap_or(u64::MAX);
+    // A route is an ISA interrupt; Xen refuses any other.
+    let route = links.0.map(|route| if route < 16 { route } else { 0 });
+    (hvm::PciIrq { pad: [word(0), word(64)] }, hvm::IsaIrq { pad: lines.isa.into() }, hvm::PciLink { route })
 }

@@ -3,11 +3,21 @@
 use hyperferry_vm_model::{ApicTimer, Lapic, LocalVectorTable};
 use hyperferry_xen_stream::hvm;
 
-use crate::report::Report;
+use crate::{
+    report::{Report, Severity},
+    xen::{Target, judge::APIC_BUS_HZ as BUS_HZ},
+};
 
 const STAGE: &str = "Xen -> model";
-/// Xen's APIC timer counts 10 ns a bus cycle (xen/arch/x86/include/asm/hvm/vlapic.h, APIC_BUS_CYCLE_NS).
-pub(crate) const BUS_HZ: u64 = 100_000_000;
+const BACK: &str = "model -> Xen";
+/// LVT timer: masked.
+const LVT_MASKED: u32 = 1 << 16;
+/// LVT timer, bits 18:17: 0 one-shot, 1 periodic, 2 TSC deadline.
+const LVT_MODE_SHIFT: u32 = 17;
+/// IA32_APIC_BASE.EN: the APIC is on.
+const APIC_BASE_EN: u64 = 1 << 11;
+/// Spurious vector register: the APIC is on, as far as software goes.
+const SVR_ENABLED: u32 = 1 << 8;
 /// IA32_APIC_BASE.EXTD: x2APIC mode.
 const APIC_BASE_EXTD: u64 = 1 << 10;
 
@@ -65,4 +75,105 @@ pub(crate) fn normalise(
         .carried(&["data"])
         .derived("data TMCCT", "not kept up to date by Xen; a running timer starts a full period again");
     lapic
+}
+
+/// Model to wire.
+pub(crate) fn localise(
+    vcpu: u32,
+    lapic: &Lapic,
+    target: &Target<'_>,
+    report: &mut Report,
+) -> (hvm::Lapic, hvm::LapicRegs) {
+    let x2apic = lapic.apic_base & APIC_BASE_EXTD != 0;
+    let mut registers = hvm::LapicRegs::default();
+    let bank = |offset: usize, words: [u32; 8]| (offset..).step_by(0x10).zip(words).collect::<Vec<_>>();
+    let LocalVectorTable { timer, thermal, performance, lint0, lint1, error } = lapic.lvt;
+    let single = [
+        (0x20, if x2apic { lapic.id } else { lapic.id << 24 }),
+        (0x30, lapic.version),
+        (0x80, lapic.tpr),
+        (0xd0, lapic.ldr),
+        (0xe0, lapic.dfr),
+        (0xf0, lapic.svr),
+        (0x280, lapic.esr),
+        (0x300, lapic.icr[0]),
+        (0x310, lapic.icr[1]),
+        (0x320, timer),
+        (0x330, thermal),
+        (0x340, performance),
+        (0x350, lint0),
+        (0x360, lint1),
+        (0x370, error),
+        (0x380, localise_count(vcpu, lapic, report)),
+        (0x3e0, lapic.timer.divide_configuration),
+    ];
+    let banks = [bank(0x100, lapic.isr), bank(0x180, lapic.tmr), bank(0x200, lapic.irr)];
+    for (offset, value) in single.into_iter().chain(banks.into_iter().flatten()) {
+        registers.set_register(offset, value);
+    }
+    let hidden = hvm::Lapic {
+        apic_base_msr: lapic.apic_base,
+        disabled: u32::from(lapic.apic_base & APIC_BASE_EN == 0)
+            | u32::from(lapic.svr & SVR_ENABLED == 0) << 1,
+        timer_divisor: lapic.timer.divisor(),
+        tdt_msr: lapic.timer.tsc_deadline,
+        pending_esr: if target.short_lapic() { 0 } else { lapic.pending_esr },
+    };
+    let mut ledger = report.record(BACK, format_args!("lapic[{vcpu}]"));
+    ledger.carried(&[
+        "apic_base",
+        "id",
+        "version",
+        "tpr",
+        "ldr",
+        "dfr",
+        "svr",
+        "isr",
+        "tmr",
+        "irr",
+        "esr",
+        "icr",
+    ]);
+    ledger.carried(&["lvt", "timer.divide_configuration", "timer.tsc_deadline"]);
+    if !target.short_lapic() || lapic.pending_esr == 0 {
+        ledger.carried(&["pending_esr"]);
+    } else {
+        ledger.dropped("pending_esr", format!("no place before Xen 4.21 (value {:#x})", lapic.pending_esr));
+    }
+    ledger.dropped("timer.remaining_ns", "Xen starts a running timer with a full count");
+    if lapic.id != vcpu * 2 {
+        let what = format!(
+            "vCPU {vcpu} has APIC id {}; Xen keeps it, and shows {} where the guest asks CPUID",
+            lapic.id,
+            vcpu * 2
+        );
+        report.find("apic-id", Severity::Note, what, "");
+    }
+    (hidden, registers)
+}
+
+/// The initial count: as it is where the clock is Xen's, else of the same length in time. What the guest programs
+/// afterwards is judged in [`crate::xen::judge`].
+fn localise_count(vcpu: u32, lapic: &Lapic, report: &mut Report) -> u32 {
+    let timer = &lapic.timer;
+    let mode = lapic.lvt.timer >> LVT_MODE_SHIFT & 3;
+    let running = timer.initial_count != 0 && lapic.lvt.timer & LVT_MASKED == 0 && mode != 2;
+    let mut ledger = report.record(BACK, format_args!("lapic[{vcpu}]"));
+    if timer.bus_hz == BUS_HZ || timer.bus_hz == 0 || !running {
+        ledger.carried(&["timer.initial_count"]);
+        ledger.derived("timer.bus_hz", "the timer does not run, or counts at the same rate");
+        return timer.initial_count;
+    }
+    // One shot goes on from where it is, a periodic timer with its period: a count of this length in nanoseconds.
+    let ticks = u128::from(timer.initial_count) * u128::from(timer.divisor());
+    let whole_ns = ticks * 1_000_000_000 / u128::from(timer.bus_hz);
+    let left_ns = if mode == 0 { timer.remaining_ns.map_or(whole_ns, u128::from) } else { whole_ns };
+    let count = left_ns * u128::from(BUS_HZ) / 1_000_000_000 / u128::from(timer.divisor());
+    let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+    ledger.derived(
+        "timer.initial_count",
+        format!("{:#x} at {} Hz became {count:#x} at {BUS_HZ} Hz", timer.initial_count, timer.bus_hz),
+    );
+    ledger.dropped("timer.bus_hz", format!("{} Hz in the source, {BUS_HZ} Hz in Xen", timer.bus_hz));
+    count
 }

@@ -1,6 +1,6 @@
 //! The FXSAVE image and the XSAVE area in its standard format (Intel SDM vol. 1, 10.5 and 13.4; AMD APM vol. 2, 11.5).
 
-use hyperferry_vm_model::{Avx512, CpuidPolicy, Fpu, Mpx, Vectors};
+use hyperferry_vm_model::{Avx512, CpuidPolicy, Fpu, Mpx, Vcpu, Vectors};
 
 /// XSAVE state components, by their bit in XCR0.
 pub(crate) mod bit {
@@ -24,19 +24,103 @@ pub(crate) struct Legacy {
     pub(crate) xmm: [[u8; 16]; 16],
 }
 
-/// Reads an FXSAVE image in its 64-bit layout.
+/// Where Xen notes the width of the pointers, among the bytes that FXSAVE leaves to software
+/// (xen/arch/x86/include/asm/xstate.h, FPU_WORD_SIZE_OFFSET).
+const POINTER_WIDTH: usize = 511;
+/// Bits that MXCSR may have, as FXSAVE names them on every CPU since SSE2; nothing reads them back.
+const MXCSR_MASK: u32 = 0xffff;
+
+/// Reads an FXSAVE image, as Xen keeps it: pointers of 64 bits, or of 32 bits with a selector each.
 pub(crate) fn legacy(image: &[u8; 512]) -> Legacy {
+    let pointer = |at: usize| u64::from_le_bytes(self::at(image, at));
+    let narrow = matches!(image[POINTER_WIDTH], 2 | 4);
+    let (fip, fdp) = (pointer(8), pointer(16));
+    let selector = |pointer: u64| (pointer >> 32 & 0xffff) as u16;
     let fpu = Fpu {
         fcw: u16::from_le_bytes(at(image, 0)),
         fsw: u16::from_le_bytes(at(image, 2)),
         ftw: at::<1>(image, 4)[0],
         fop: u16::from_le_bytes(at(image, 6)),
-        fip: u64::from_le_bytes(at(image, 8)),
-        fdp: u64::from_le_bytes(at(image, 16)),
+        fip: if narrow { fip & 0xffff_ffff } else { fip },
+        fdp: if narrow { fdp & 0xffff_ffff } else { fdp },
+        selectors: narrow.then(|| [selector(fip), selector(fdp)]),
         st: std::array::from_fn(|n| at(image, 32 + 16 * n)),
         mxcsr: u32::from_le_bytes(at(image, 24)),
     };
     Legacy { fpu, xmm: std::array::from_fn(|n| at(image, 160 + 16 * n)) }
+}
+
+/// Writes the image that [`legacy`] reads.
+pub(crate) fn legacy_image(fpu: &Fpu, xmm: &[[u8; 16]; 16]) -> [u8; 512] {
+    let mut image = [0; 512];
+    let [cs, ds] = fpu.selectors.unwrap_or_default().map(u64::from);
+    put(&mut image, 0, &fpu.fcw.to_le_bytes());
+    put(&mut image, 2, &fpu.fsw.to_le_bytes());
+    put(&mut image, 4, &[fpu.ftw]);
+    put(&mut image, 6, &fpu.fop.to_le_bytes());
+    put(&mut image, 8, &(fpu.fip | cs << 32).to_le_bytes());
+    put(&mut image, 16, &(fpu.fdp | ds << 32).to_le_bytes());
+    put(&mut image, 24, &fpu.mxcsr.to_le_bytes());
+    put(&mut image, 28, &MXCSR_MASK.to_le_bytes());
+    for (n, register) in fpu.st.iter().enumerate() {
+        put(&mut image, 32 + 16 * n, register);
+    }
+    for (n, register) in xmm.iter().enumerate() {
+        put(&mut image, 160 + 16 * n, register);
+    }
+    image[POINTER_WIDTH] = if fpu.selectors.is_some() { 4 } else { 8 };
+    image
+}
+
+/// Where the components of an XSAVE area lie, and how long it is, in the standard format of a CPUID policy.
+struct Places<'a>(&'a CpuidPolicy);
+
+impl Places<'_> {
+    /// Offset and size of a component.
+    fn of(&self, component: u32) -> Option<(usize, usize)> {
+        match self.0.leaf(0xd, component) {
+            Some(leaf) if leaf.ebx != 0 => Some((leaf.ebx as usize, leaf.eax as usize)),
+            // The policy may be missing (streams before Xen 4.14): AVX lies at 576 on every CPU made.
+            _ if component == bit::AVX => Some((576, 256)),
+            _ => None,
+        }
+    }
+}
+
+/// An XSAVE area in its standard format with room for `components`, or the first of them that has no place.
+pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result<Vec<u8>, u32> {
+    let places = Places(policy);
+    let mut area = legacy_image(&vcpu.fpu, &vcpu.vectors.xmm).to_vec();
+    area.extend([0; 64]);
+    put(&mut area, 512, &(vcpu.xstate_bv & components).to_le_bytes());
+    for component in (bit::AVX..u64::BITS).filter(|component| components >> component & 1 == 1) {
+        let (offset, size) = places.of(component).ok_or(component)?;
+        let end = offset + size;
+        if area.len() < end {
+            area.resize(end, 0);
+        }
+        // A component in its initial state is told by XSTATE_BV; its bytes say nothing.
+        if vcpu.xstate_bv >> component & 1 == 1 {
+            put(&mut area, offset, &component_bytes(vcpu, component));
+        }
+    }
+    Ok(area)
+}
+
+fn component_bytes(vcpu: &Vcpu, component: u32) -> Vec<u8> {
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let avx512 = || vcpu.avx512.clone().unwrap_or_default();
+    let mpx = vcpu.mpx.unwrap_or_default();
+    match component {
+        bit::AVX => vcpu.vectors.ymm_high.concat(),
+        bit::BNDREGS => words(mpx.bounds.as_flattened()),
+        bit::BNDCSR => words(&[mpx.bndcfgu, mpx.bndstatus]),
+        bit::OPMASK => words(&avx512().opmask),
+        bit::ZMM_HI256 => avx512().zmm_high.concat(),
+        bit::HI16_ZMM => avx512().zmm_16_31.as_flattened().concat(),
+        bit::PKRU => vcpu.pkru.unwrap_or_default().to_le_bytes().to_vec(),
+        _ => Vec::new(),
+    }
 }
 
 /// An XSAVE area in its standard format, read component by component.
@@ -113,12 +197,7 @@ impl<'a> XsaveArea<'a> {
         if !self.has(component) {
             return &[];
         }
-        let (offset, size) = match self.policy.leaf(0xd, component) {
-            Some(leaf) if leaf.ebx != 0 => (leaf.ebx as usize, leaf.eax as usize),
-            // The policy may be missing (streams before Xen 4.14): AVX lies at 576 on every CPU made.
-            _ if component == bit::AVX => (576, 256),
-            _ => return &[],
-        };
+        let Some((offset, size)) = Places(self.policy).of(component) else { return &[] };
         self.area.get(offset..).map(|rest| rest.get(..size).unwrap_or(rest)).unwrap_or_default()
     }
 }
@@ -131,6 +210,13 @@ fn at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
         *to = *from;
     }
     found
+}
+
+/// Puts bytes at an offset; what does not fit is left out.
+fn put(to: &mut [u8], offset: usize, bytes: &[u8]) {
+    for (to, from) in to.iter_mut().skip(offset).zip(bytes) {
+        *to = *from;
+    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,11 @@ use super::fxsave::{self, KNOWN_COMPONENTS, XsaveArea, bit};
 use crate::{
     refusal::{self, Policy},
     report::{Report, Severity},
+    xen::Target,
 };
 
 const STAGE: &str = "Xen -> model";
+const BACK: &str = "model -> Xen";
 /// CR4.OSXSAVE: the guest uses XSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
 
@@ -117,7 +119,11 @@ fn normalise_cpu(vcpu: &mut Vcpu, cpu: &hvm::Cpu, report: &mut Report) {
         dr7: cpu.dr7,
     };
     let legacy = fxsave::legacy(&cpu.fpu_regs);
-    vcpu.fpu = if cpu.flags & 1 == 1 { legacy.fpu } else { hyperferry_vm_model::Fpu::default() };
+    vcpu.fpu = if cpu.flags & hvm::Cpu::FPU_INITIALISED != 0 {
+        legacy.fpu
+    } else {
+        hyperferry_vm_model::Fpu::default()
+    };
     vcpu.vectors = Vectors { xmm: legacy.xmm, ..Vectors::default() };
     let msrs = &mut vcpu.msrs;
     msrs.sysenter_cs = cpu.sysenter_cs;
@@ -220,8 +226,9 @@ fn normalise_xstate(
 ) {
     let id = vcpu.id;
     let Some(record) = &records.xsave else {
-        // XMM and x87 come from CPU.fpu_regs: both may be live.
-        vcpu.xstate_bv = 3;
+        // XMM and x87 come from CPU.fpu_regs: both may be live, unless the vCPU has never used them.
+        let used = records.cpu.as_ref().is_some_and(|cpu| cpu.flags & hvm::Cpu::FPU_INITIALISED != 0);
+        vcpu.xstate_bv = if used { 3 } else { 0 };
         if vcpu.system.cr4 & CR4_OSXSAVE != 0 {
             let available =
                 cpuid.leaf(0xd, 0).map_or(3, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
@@ -323,4 +330,209 @@ fn normalise_mtrr(vcpu: &mut Vcpu, record: &hvm::Mtrr, report: &mut Report) {
         fixed: record.msr_mtrr_fixed,
         variable,
     };
+}
+
+/// Model to wire. The local APIC is a component of its own.
+pub(crate) fn localise(vcpu: &Vcpu, target: &Target<'_>, report: &mut Report) -> Records {
+    let id = vcpu.id;
+    let records = Records {
+        cpu: (vcpu.run_state != RunState::WaitForSipi).then(|| localise_cpu(vcpu)),
+        xsave: localise_xsave(vcpu, target, report),
+        msr: localise_msr(vcpu),
+        mtrr: Some(localise_mtrr(vcpu, target)),
+        vmce: Some(localise_vmce(vcpu, target)),
+        tsc_adjust: Some(hvm::TscAdjust { tsc_adjust: vcpu.msrs.tsc_adjust }),
+    };
+    let mut ledger = report.record(BACK, format_args!("vcpu[{id}]"));
+    ledger.carried(&["general", "segments", "tables", "system", "fpu", "vectors", "msrs", "tsc"]);
+    ledger.carried(&["pending_event"]);
+    match vcpu.run_state {
+        RunState::Running => ledger.carried(&["run_state"]),
+        RunState::WaitForSipi => ledger.derived("run_state", "no CPU record: the vCPU is down"),
+        RunState::Halted => {
+            let note = "Xen wakes every vCPU that has a CPU record; it runs the instruction after HLT once";
+            ledger.derived("run_state", note)
+        }
+    };
+    if records.xsave.is_some() {
+        ledger.carried(&["avx512", "mpx", "pkru", "xstate_bv"]);
+        ledger.derived("xcr0_accumulated", "at least XCR0 and the components in use");
+    } else {
+        let note = "a vCPU that never enabled more than x87 and SSE has no CPU_XSAVE record";
+        ledger.derived("avx512, mpx, pkru, xstate_bv, xcr0_accumulated", note);
+    }
+    ledger.carried(&["mtrrs"]);
+    if target.home {
+        ledger.carried(&["machine_check"]);
+    } else {
+        ledger.defaulted("machine_check", "no machine-check banks beyond Xen's two");
+    }
+    for (name, set) in [("interrupt_shadow", vcpu.interrupt_shadow), ("nmi_blocked", vcpu.nmi_blocked)] {
+        let note = if set {
+            "no place in Xen's stream: an interrupt may come one instruction early"
+        } else {
+            "not set"
+        };
+        ledger.dropped(name, note);
+    }
+    records
+}
+
+fn localise_cpu(vcpu: &Vcpu) -> hvm::Cpu {
+    /// CR0.ET, which every CPU since the 80486 shows and Xen asks for.
+    const CR0_ET: u64 = 1 << 4;
+    let (g, s, system, msrs) = (&vcpu.general, &vcpu.segments, &vcpu.system, &vcpu.msrs);
+    let table = |table: &DescriptorTable| hvm::Table { limit: table.limit, base: table.base };
+    // x87 and SSE in their initial state, as those of a vCPU that has never touched them: nothing to load.
+    let used = vcpu.xstate_bv & 3 != 0 || vcpu.xcr0_accumulated.is_some();
+    let (pending_event, error_code) = vcpu.pending_event.map_or((0, 0), event_word);
+    hvm::Cpu {
+        fpu_regs: if used { fxsave::legacy_image(&vcpu.fpu, &vcpu.vectors.xmm) } else { [0; 512] },
+        rax: g.rax,
+        rbx: g.rbx,
+        rcx: g.rcx,
+        rdx: g.rdx,
+        rbp: g.rbp,
+        rsi: g.rsi,
+        rdi: g.rdi,
+        rsp: g.rsp,
+        r8_r15: g.r8_r15,
+        rip: g.rip,
+        rflags: g.rflags,
+        cr0: system.cr0 | CR0_ET,
+        cr2: system.cr2,
+        cr3: system.cr3,
+        cr4: system.cr4,
+        dr0: system.dr[0],
+        dr1: system.dr[1],
+        dr2: system.dr[2],
+        dr3: system.dr[3],
+        dr6: system.dr6 & 0xffff_ffff,
+        dr7: system.dr7 & 0xffff_ffff,
+        segments: hvm::Segments {
+            cs: segment_record(&s.cs),
+            ds: segment_record(&s.ds),
+            es: segment_record(&s.es),
+            fs: segment_record(&s.fs),
+            gs: segment_record(&s.gs),
+            ss: segment_record(&s.ss),
+            tr: segment_record(&s.tr),
+            ldtr: segment_record(&s.ldtr),
+            idtr: table(&vcpu.tables.idtr),
+            gdtr: table(&vcpu.tables.gdtr),
+        },
+        sysenter_cs: msrs.sysenter_cs,
+        sysenter_esp: msrs.sysenter_esp,
+        sysenter_eip: msrs.sysenter_eip,
+        shadow_gs: msrs.kernel_gs_base,
+        msr_flags: 0,
+        msr_lstar: msrs.lstar,
+        msr_star: msrs.star,
+        msr_cstar: msrs.cstar,
+        msr_syscall_mask: msrs.sfmask,
+        msr_efer: system.efer,
+        msr_tsc_aux: msrs.tsc_aux & 0xffff_ffff,
+        tsc: vcpu.tsc,
+        pending_event,
+        error_code,
+        flags: if used { hvm::Cpu::FPU_INITIALISED } else { 0 },
+    }
+}
+
+fn segment_record(segment: &Segment) -> hvm::Segment {
+    hvm::Segment {
+        selector: segment.selector.into(),
+        limit: segment.limit,
+        base: segment.base,
+        arbytes: (segment.attributes.0 & 0xfff).into(),
+    }
+}
+
+/// What [`pending_event`] reads.
+fn event_word(event: PendingEvent) -> (u32, u32) {
+    let kind = match event.kind {
+        EventKind::ExternalInterrupt => 0,
+        EventKind::Nmi => 2,
+        EventKind::HardwareException => 3,
+        EventKind::SoftwareInterrupt => 4,
+        EventKind::PrivilegedSoftwareException => 5,
+        EventKind::SoftwareException => 6,
+    };
+    let word = u32::from(event.vector) | kind << 8 | u32::from(event.error_code.is_some()) << 11 | 1 << 31;
+    (word, event.error_code.unwrap_or(0))
+}
+
+fn localise_xsave(vcpu: &Vcpu, target: &Target<'_>, report: &mut Report) -> Option<hvm::CpuXsave> {
+    let xcr0 = vcpu.system.xcr0;
+    let enabled = xcr0 > 1 || vcpu.system.cr4 & CR4_OSXSAVE != 0;
+    if vcpu.xcr0_accumulated.is_none() && !enabled {
+        return None;
+    }
+    let accumulated = vcpu.xcr0_accumulated.unwrap_or(0) | xcr0 | vcpu.xstate_bv | 1;
+    let offered = target.cpuid.leaf(0xd, 0).map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
+    let save_area = match fxsave::area(vcpu, accumulated, target.cpuid) {
+        Ok(area) if accumulated & !offered == 0 || offered == 0 => area,
+        _ => {
+            let what = format!(
+                "vCPU {} has XSAVE components {accumulated:#x}, and the Xen host offers {offered:#x}",
+                vcpu.id
+            );
+            target.policy.refuse(report, refusal::XSTATE, what, "choose a Xen host whose CPU has them");
+            return None;
+        }
+    };
+    // The components of the host that saved; Xen does not look at them.
+    Some(hvm::CpuXsave { xfeature_mask: offered, xcr0, xcr0_accum: accumulated, save_area })
+}
+
+/// Only values that are not 0, in Xen's order (xen/arch/x86/hvm/hvm.c, msrs_to_send).
+fn localise_msr(vcpu: &Vcpu) -> Option<hvm::CpuMsr> {
+    let msrs = &vcpu.msrs;
+    let [mask0, mask1, mask2, mask3] = msrs.dr_mask;
+    let values = [
+        (0x48, msrs.spec_ctrl),
+        (0x140, msrs.misc_features_enables),
+        (0x6e1, msrs.pkrs),
+        (0xd90, msrs.bndcfgs),
+        (0xda0, msrs.xss),
+        (0xc001_011f, msrs.virt_spec_ctrl),
+        (0xc001_1027, mask0),
+        (0xc001_1019, mask1),
+        (0xc001_101a, mask2),
+        (0xc001_101b, mask3),
+    ];
+    let entry = |(index, value): (u32, Option<u64>)| {
+        value.filter(|value| *value != 0).map(|val| hvm::Msr { index, val })
+    };
+    let msr: Vec<_> = values.into_iter().filter_map(entry).collect();
+    (!msr.is_empty()).then_some(hvm::CpuMsr { unset: 0, msr })
+}
+
+fn localise_mtrr(vcpu: &Vcpu, target: &Target<'_>) -> hvm::Mtrr {
+    /// What Xen shows a guest: 8 variable ranges, fixed ranges, write combining.
+    const XEN_MTRR_CAP: u64 = 0x508;
+    let mtrrs = &vcpu.mtrrs;
+    let mut msr_mtrr_var = [0; 16];
+    for ([base, mask], range) in msr_mtrr_var.as_chunks_mut::<2>().0.iter_mut().zip(&mtrrs.variable) {
+        // Bits beyond the guest's physical addresses are reserved.
+        *base = range.base & target.physical_mask();
+        *mask = range.mask & target.physical_mask();
+    }
+    hvm::Mtrr {
+        msr_pat_cr: vcpu.msrs.pat,
+        msr_mtrr_var,
+        msr_mtrr_fixed: mtrrs.fixed,
+        msr_mtrr_cap: if target.home { mtrrs.cap } else { XEN_MTRR_CAP },
+        msr_mtrr_def_type: mtrrs.def_type,
+    }
+}
+
+fn localise_vmce(vcpu: &Vcpu, target: &Target<'_>) -> hvm::VmceVcpu {
+    /// Xen's own two banks, and no capability that depends on the host.
+    const XEN_MCG_CAP: u64 = 2;
+    if !target.home {
+        return hvm::VmceVcpu { caps: XEN_MCG_CAP, ..hvm::VmceVcpu::default() };
+    }
+    let MachineCheck { cap, ctl2: [mci_ctl2_bank0, mci_ctl2_bank1], ext_ctl } = vcpu.machine_check;
+    hvm::VmceVcpu { caps: cap, mci_ctl2_bank0, mci_ctl2_bank1, mcg_ext_ctl: ext_ctl }
 }

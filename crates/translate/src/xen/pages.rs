@@ -1,0 +1,97 @@
+//! Memory that a Xen domain has outside its RAM: the pages that Xen and its toolstack talk through, video memory,
+//! option ROMs, ACPI tables.
+
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
+
+use hyperferry_vm_model::{PAGE_SIZE, Vm};
+use hyperferry_wire::PAGE_SIZE as PAGE;
+use hyperferry_xen_stream::libxc::HvmParams;
+
+use super::HeldPages;
+use crate::{qemu::video_range, report::Report};
+
+const STAGE: &str = "model -> Xen";
+/// Where a VGA adapter's window is, and no RAM (tools/libs/guest/xg_dom_x86.c, VGA_HOLE_SIZE).
+pub(super) const VGA_WINDOW: Range<u64> = 0xa_0000..0xc_0000;
+/// First of the pages that libxl keeps for itself, and how many: eight for device models, eight of their own.
+const SPECIAL_PFN: u64 = 0xfeff0;
+const SPECIAL_PAGES: u64 = 16;
+const IDENT_PT_PFN: u64 = 0xfeffe;
+const PARAM_IDENT_PT: u64 = 12;
+
+/// HVM_PARAMS of a domain that libxl has just made, in the order of `write_hvm_params` (xg_sr_save_x86_hvm.c) and with
+/// the places of `special_pfn` (xg_dom_x86.c).
+pub(super) const PARAMS: [(u64, u64); 10] = [
+    (1, 0xfeffc),                         // STORE_PFN
+    (5, 0xfeffd),                         // IOREQ_PFN
+    (6, 0xfeffb),                         // BUFIOREQ_PFN
+    (27, 0xfeff8),                        // PAGING_RING_PFN
+    (28, 0xfeff9),                        // MONITOR_RING_PFN
+    (29, 0xfeffa),                        // SHARING_RING_PFN
+    (17, 0xfefff),                        // CONSOLE_PFN
+    (PARAM_IDENT_PT, IDENT_PT_PFN << 12), // IDENT_PT
+    (32, SPECIAL_PFN),                    // IOREQ_SERVER_PFN
+    (33, 8),                              // NR_IOREQ_SERVER_PAGES
+];
+
+/// Every page outside RAM that the domain must have, by its frame: the guest's own, and those that it lacks.
+pub(super) fn outside<'a>(
+    vm: &Vm,
+    held: &'a HeldPages,
+    params: &HvmParams,
+    report: &mut Report,
+) -> BTreeMap<u64, Cow<'a, [u8]>> {
+    const ZEROS: &[u8] = &[0; PAGE];
+    let mut pages: BTreeMap<u64, Cow<'a, [u8]>> = held.iter().map(|(pfn, page)| (pfn, page.into())).collect();
+    let had = pages.len();
+    pages.extend(held.zeros().map(|pfn| (pfn, ZEROS.into())));
+    let mut made = 0_u64;
+    let mut make = |pages: &mut BTreeMap<u64, Cow<'a, [u8]>>, frames: Range<u64>| {
+        for pfn in frames {
+            pages.entry(pfn).or_insert_with(|| {
+                made += 1;
+                ZEROS.into()
+            });
+        }
+    };
+    if params.get(PARAM_IDENT_PT) == Some(IDENT_PT_PFN << 12) {
+        pages.entry(IDENT_PT_PFN).or_insert_with(|| identity_page_table().into());
+    }
+    make(&mut pages, SPECIAL_PFN..SPECIAL_PFN + SPECIAL_PAGES);
+    // All of the video memory has to be there, also what was never drawn on.
+    if let Some((base, size)) = video_range(vm) {
+        make(&mut pages, base / PAGE_SIZE..(base + size) / PAGE_SIZE);
+    }
+    let mut ledger = report.record(STAGE, "PAGE_DATA");
+    ledger.derived("pages outside RAM", format!("{had} of the guest's own"));
+    if made > 0 {
+        ledger
+            .defaulted("special pages, video memory", format!("{made} pages of zeros that the guest lacked"));
+    }
+    pages
+}
+
+/// The page directory that maps the first 4 GiB to themselves, which Xen on Intel runs a guest without paging on: 4 MiB
+/// pages, present, writable, for users, accessed, dirty (xg_dom_x86.c, alloc_magic_pages_hvm).
+fn identity_page_table() -> Vec<u8> {
+    (0..1024_u32).flat_map(|entry| (entry << 22 | 0xe7).to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_no_xen_has_seen_gets_the_pages_that_xen_needs() {
+        let params = HvmParams {
+            params: PARAMS
+                .map(|(index, value)| hyperferry_xen_stream::libxc::HvmParam { index, value })
+                .to_vec(),
+        };
+        let held = HeldPages::default();
+        let pages = outside(&Vm::default(), &held, &params, &mut Report::default());
+        assert_eq!(pages.keys().copied().collect::<Vec<_>>(), (0xfeff0..0xff000).collect::<Vec<_>>());
+        let identity = &pages[&0xfeffe];
+        assert_eq!((&identity[..4], &identity[4092..]), (&[0xe7, 0, 0, 0][..], &[0xe7, 0, 0xc0, 0xff][..]));
+    }
+}

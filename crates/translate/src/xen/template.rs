@@ -1,0 +1,103 @@
+//! What a Xen host's save files look like: the dialect that its Xen and its device model will load.
+//!
+//! Sections of EMULATOR_CONTEXT have no lengths, and their fields change with QEMU's version. So the ones that are
+//! written repeat the ones that a guest of that host had: any save file will do. Without one the bundled ones are
+//! taken, saved by Xen 4.17 with QEMU 7.2 (Debian 12) and stripped of their memory.
+
+use std::io::Read;
+
+use hyperferry_qemu_stream::{DeviceState, Section};
+use hyperferry_vm_model::{CpuidPolicy, Vm};
+use hyperferry_wire::StreamPath;
+use hyperferry_xen_stream::{Event, StreamReader, hvm, libxc, libxl};
+
+use super::{cpuid_leaf, msr_entry};
+use crate::{Error, Result};
+
+const BUNDLED: [&[u8]; 2] = [
+    include_bytes!("../../templates/xen-4.17-qemu-7.2-cirrus.xen"),
+    include_bytes!("../../templates/xen-4.17-qemu-7.2-std.xen"),
+];
+
+/// A Xen host's dialect.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Its Xen: major and minor version.
+    pub version: [u32; 2],
+    /// The CPUID policy of a guest there.
+    pub cpuid: CpuidPolicy,
+    /// Changeset of its Xen, as HVM_CONTEXT's HEADER has it.
+    pub(super) changeset: u64,
+    /// `CPUID[1].EAX` of the host, as HVM_CONTEXT's HEADER has it.
+    pub(super) host_cpuid: u32,
+    /// Sections of its device model, in the model's own order.
+    pub(super) sections: Vec<Section>,
+}
+
+impl Template {
+    /// Learns from a guest that the host has saved. Memory is read past.
+    pub fn from_stream<R: Read>(reader: R) -> Result<Self> {
+        let mut reader = StreamReader::new(reader);
+        let missing =
+            |record| Error::Missing { record, instance: None, why: "a template is a whole save file" };
+        let (mut version, mut cpuid, mut header, mut emulator) = (None, CpuidPolicy::default(), None, None);
+        while let Some(event) = reader.next_event()? {
+            match event {
+                Event::DomainHeader(found) => version = Some([found.xen_major, found.xen_minor]),
+                Event::Libxc(libxc::Record::X86CpuidPolicy(record)) => {
+                    cpuid.leaves = record.leaves.iter().map(cpuid_leaf).collect();
+                }
+                Event::Libxc(libxc::Record::X86MsrPolicy(record)) => {
+                    cpuid.msrs = record.msrs.iter().map(msr_entry).collect();
+                }
+                Event::Libxc(libxc::Record::HvmContext(context)) => header = context.header().cloned(),
+                Event::Libxl(libxl::Record::EmulatorContext(record)) => {
+                    let offset =
+                        reader.offset().saturating_sub((record.blob.len() as u64).next_multiple_of(8));
+                    let path = StreamPath::root().child("template").child("EMULATOR_CONTEXT");
+                    emulator = Some(DeviceState::decode_emulator_context(&record.blob, offset, path)?);
+                }
+                // A template may come from a live sender, which waits for an answer behind its END.
+                Event::Libxl(libxl::Record::End) => break,
+                _ => {}
+            }
+        }
+        let hvm::Header { changeset, cpuid: host_cpuid, .. } = header.ok_or(missing("HVM_CONTEXT"))?;
+        Ok(Self {
+            version: version.ok_or(missing("libxc domain header"))?,
+            cpuid,
+            changeset,
+            host_cpuid,
+            sections: emulator.ok_or(missing("EMULATOR_CONTEXT"))?.sections,
+        })
+    }
+
+    /// The dialect of Xen 4.17 with QEMU 7.2.
+    pub fn bundled() -> Result<Self> {
+        let [first, others @ ..] = BUNDLED;
+        let mut template = Self::from_stream(first)?;
+        for other in others {
+            for section in Self::from_stream(other)?.sections {
+                if template.section(section.vmsd()).is_none() {
+                    template.sections.push(section);
+                }
+            }
+        }
+        Ok(template)
+    }
+
+    /// The first section of a kind of device.
+    pub(super) fn section(&self, vmsd: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.vmsd() == vmsd)
+    }
+
+    /// Where sections of this kind stand in the device model's order.
+    pub(super) fn rank(&self, vmsd: &str) -> usize {
+        self.sections.iter().position(|section| section.vmsd() == vmsd).unwrap_or(usize::MAX)
+    }
+
+    /// The CPUID policy that the guest is shown: its own, or for a guest that no Xen has seen the host's.
+    pub(super) fn cpuid_for<'a>(&'a self, vm: &'a Vm) -> &'a CpuidPolicy {
+        if vm.cpuid.leaves.is_empty() { &self.cpuid } else { &vm.cpuid }
+    }
+}
