@@ -239,6 +239,7 @@ fn sample() -> Vm {
             pm_timer: PmTimer { counter: 4, pm1_status: 1, pm1_enable: 0x20, io_base: 0xb000 },
         },
         remainder: None,
+        xen: None,
         devices: vec![Device {
             name: "serial".into(),
             address: None,
