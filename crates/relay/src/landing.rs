@@ -46,6 +46,9 @@ const LOADING: &str = "loading the stream";
 const RESUMING: &str = "starting the guest";
 const RUNNING: &str = "running the guest";
 
+/// Rounds of the announcement of a guest that runs: 2.5 s in all.
+const ANNOUNCE_ROUNDS: u32 = 8;
+
 /// A QEMU that waits for a stream.
 #[derive(Debug)]
 pub struct Waiting {
@@ -173,8 +176,10 @@ impl Loaded {
                 _ => sleep(Duration::from_millis(5)).await,
             }
         }
+        let started_in = began.elapsed();
         self.progress.enter(Phase::Running);
-        Ok(Running { qemu: self.qemu, progress: self.progress, started_in: began.elapsed(), reason: None })
+        announce(&mut self.qemu).await;
+        Ok(Running { qemu: self.qemu, progress: self.progress, started_in, reason: None })
     }
 
     /// Lets QEMU live on without us, its guest stopped, and says its process id.
@@ -268,6 +273,18 @@ impl Running {
     pub async fn quit(self) -> Result<()> {
         self.progress.enter(Phase::Done);
         self.qemu.quit().await
+    }
+}
+
+/// Lets the network know where the guest is now: a frame from each of its cards' addresses, several times.
+///
+/// QEMU announces a guest that came in by itself when it has loaded it (`process_incoming_migration_bh`), but nothing
+/// leaves a stopped machine (`qemu_can_send_packet`): those frames wait, and all go out in the moment of `cont`. A
+/// switch or a bridge port that is not ready in that moment would know nothing.
+async fn announce(qemu: &mut Process) {
+    let pace = json!({ "initial": 50, "max": 1000, "rounds": ANNOUNCE_ROUNDS, "step": 100 });
+    if let Err(error) = qemu.execute(RUNNING, "announce-self", pace).await {
+        tracing::warn!(%error, "the network was not told where the guest is; its own frames will tell");
     }
 }
 
