@@ -88,7 +88,7 @@ impl Cable {
 
     fn frame(&self) -> Vec<u8> {
         let mut frame = vec![0; 4096];
-        let length = self.socket.recv(&mut frame).expect("no frame came");
+        let length = self.socket.recv(&mut frame).unwrap();
         frame.truncate(length);
         frame
     }

@@ -5,7 +5,10 @@ use std::{fmt::Write, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
 
-use crate::commands::{receive::Receive, resolve::Resolve};
+use crate::{
+    commands::{receive::Receive, resolve::Resolve},
+    stay::Stay,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -240,10 +243,9 @@ pub(crate) struct Land {
     /// Leave once the guest runs, and leave QEMU running
     #[arg(long)]
     pub(crate) detach: bool,
-    /// Give the guest Xen's APIC bus clock and HPET by a library preloaded into QEMU; needs KVM
-    /// [default path: beside hyperferry]
-    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
-    pub(crate) platform_shim: Option<Option<PathBuf>>,
+    /// How the guest stays here
+    #[command(flatten)]
+    pub(crate) stay: Stay,
     /// A JSON document on standard output: how it went
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,6 +1,6 @@
 //! From the command line to a destination, and what of the guest's surroundings is missing there.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hyperferry_relay::session::Landing;
 use hyperferry_translate::{
@@ -11,14 +11,7 @@ use hyperferry_translate::{
 };
 use hyperferry_vm_model::Vm;
 
-use crate::{
-    args::Destination,
-    exit::{Error, Result},
-    host,
-};
-
-/// Name of the platform shim's library.
-const PLATFORM_SHIM: &str = "libhyperferry_platform_shim.so";
+use crate::{args::Destination, exit::Result, host};
 
 impl Destination {
     /// The machine that was asked for.
@@ -45,7 +38,17 @@ impl Destination {
         let accelerator = host::accelerator(self.accel);
         let tsc_khz = host::tsc_khz(accelerator);
         let options = self.options(accelerator);
-        Ok(Landing { qemu, options, extra: Vec::new(), policy, tsc_khz, console: false, shim: None })
+        Ok(Landing {
+            qemu,
+            options,
+            extra: Vec::new(),
+            policy,
+            tsc_khz,
+            console: false,
+            shim: None,
+            scope: None,
+            files: None,
+        })
     }
 }
 
@@ -75,24 +78,6 @@ fn lacks_features(error: &hyperferry_relay::Error) -> bool {
         }
         _ => false,
     }
-}
-
-/// The platform shim that was named, or the one that is installed with us.
-pub(crate) fn platform_shim(named: Option<&Path>, accelerator: Accelerator) -> Result<PathBuf> {
-    if accelerator != Accelerator::Kvm {
-        let why = "--platform-shim tells KVM what to do, and this guest would run in QEMU's emulation";
-        return Err(Error::Usage(why.to_owned()));
-    }
-    if let Some(path) = named {
-        return Ok(path.to_owned());
-    }
-    let program =
-        std::env::current_exe().map_err(|error| Error::Host(format!("our own program: {error}")))?;
-    let path = program.with_file_name(PLATFORM_SHIM);
-    if path.is_file() {
-        return Ok(path);
-    }
-    Err(Error::Host(format!("there is no {}; say where it is with --platform-shim=PATH", path.display())))
 }
 
 /// Disks of the guest that are not on this host under the name that QEMU will be given.

@@ -16,6 +16,8 @@ mod output;
 mod progress;
 mod report;
 mod runtime;
+mod stay;
+mod unit;
 
 use std::process::ExitCode;
 

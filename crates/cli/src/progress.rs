@@ -22,8 +22,8 @@ use self::{
 };
 use crate::{
     args::{ProgressMode, Words},
-    commands::receive::named,
     exit::Result,
+    stay::named,
 };
 
 /// How a transfer ended.

@@ -41,6 +41,9 @@ use crate::{Error, Result};
 /// The longest path of a UNIX socket, on Linux (`sun_path` with its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
+/// Files that lie beside the journal's for a QEMU: what it said, and the state of its HPET.
+const LEFT_BY_QEMU: [&str; 2] = ["log", "hpet.json"];
+
 /// One step of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
@@ -182,7 +185,10 @@ impl Entry {
         text.push(b'\n');
         self.file.write_all(&text).and_then(|()| self.file.sync_data()).map_err(failed(&self.path))?;
         if matches!(line.step, Step::Failed { .. } | Step::Unknown { .. }) {
-            remove_socket(&self.monitor);
+            remove(&self.monitor);
+        }
+        if matches!(line.step, Step::Failed { .. }) {
+            LEFT_BY_QEMU.iter().for_each(|extension| remove(&self.path.with_extension(extension)));
         }
         self.last = Some(line.step);
         Ok(())
@@ -196,6 +202,11 @@ impl Entry {
     /// Where QEMU is to listen for whoever manages the guest afterwards.
     pub fn monitor(&self) -> &Path {
         &self.monitor
+    }
+
+    /// Where the files of its QEMU lie, up to their extension.
+    pub fn files(&self) -> PathBuf {
+        self.path.with_extension("")
     }
 
     /// The last step taken.
@@ -272,12 +283,12 @@ impl Account {
     }
 }
 
-/// The socket of a QEMU that was killed stays behind.
-fn remove_socket(path: &Path) {
+/// What a QEMU that was killed cannot take away itself.
+fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, path = %path.display(), "a monitor socket stays behind");
+        tracing::warn!(%error, path = %path.display(), "a file of a QEMU that is gone stays behind");
     }
 }
 

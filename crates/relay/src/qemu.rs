@@ -7,6 +7,7 @@
 //! If we are killed outright (`kill -9`), nobody ends QEMU: it stays behind, stopped unless its guest was told to run.
 
 mod command_line;
+mod scope;
 mod stderr;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 
 pub(crate) use command_line::Properties;
 pub use command_line::{CommandLine, FLAGS, Opt};
+pub use scope::Scope;
 use serde_json::{Value, json};
 use tokio::{
     net::UnixListener,
@@ -50,13 +52,16 @@ pub struct Launch {
     arguments: Vec<String>,
     environment: Vec<(&'static str, OsString)>,
     console: bool,
+    scope: Option<Scope>,
+    log: Option<PathBuf>,
 }
 
 impl Launch {
     /// This program with these arguments. `-S` and our monitor are added; all else is the caller's.
     pub fn new<A: Into<String>>(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item = A>) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
-        Self { program: program.into(), arguments, environment: Vec::new(), console: false }
+        let environment = Vec::new();
+        Self { program: program.into(), arguments, environment, console: false, scope: None, log: None }
     }
 
     /// Lets QEMU write to our standard output, for `-serial stdio`. Its standard input stays closed.
@@ -70,6 +75,20 @@ impl Launch {
     #[must_use]
     pub fn with_variable(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((name, value.into()));
+        self
+    }
+
+    /// Starts it in a systemd scope of its own.
+    #[must_use]
+    pub fn in_scope(mut self, scope: Scope) -> Self {
+        self.scope = Some(scope);
+        self
+    }
+
+    /// Lets QEMU write what it says to a file, which goes on once we are gone.
+    #[must_use]
+    pub fn with_log(mut self, log: impl Into<PathBuf>) -> Self {
+        self.log = Some(log.into());
         self
     }
 
@@ -109,7 +128,11 @@ impl Process {
             .map_err(Error::system("making a private directory"))?;
         let path = directory.path().join("qmp");
         let listener = UnixListener::bind(&path).map_err(Error::system("listening for QEMU's monitor"))?;
-        let mut command = Command::new(&launch.program);
+        let mut command = match &launch.scope {
+            Some(scope) => scope.command(&launch.program),
+            None => Command::new(&launch.program),
+        };
+        let (to_stderr, mut stderr) = Stderr::open(launch.log.as_deref())?;
         command
             .args(&launch.arguments)
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
@@ -120,13 +143,13 @@ impl Process {
             .arg(format!("chardev={MONITOR},mode=control"))
             .stdin(Stdio::null())
             .stdout(if launch.console { Stdio::inherit() } else { Stdio::null() })
-            .stderr(Stdio::piped())
+            .stderr(to_stderr)
             // A group of its own: a terminal's Ctrl-C reaches us alone, and we decide what becomes of QEMU.
             .process_group(0);
         let start_error = |source| Error::Start { program: launch.program.clone(), source };
         let mut child = Owned { child: command.spawn().map_err(start_error)?, released: false };
         tracing::debug!(program = %launch.program.display(), pid = child.child.id(), "QEMU started");
-        let mut stderr = Stderr::capture(child.child.stderr.take());
+        stderr.capture(child.child.stderr.take());
         let qmp = tokio::select! {
             greeted = timeout(START_TIMEOUT, greet(&listener)) => match greeted {
                 Ok(greeted) => greeted,

@@ -35,7 +35,7 @@ use crate::{
     landing::{Loaded, Waiting},
     lane,
     progress::{Phase, Precopy, Progress},
-    qemu::{Launch, Process},
+    qemu::{Launch, Process, Scope},
     template,
 };
 
@@ -59,6 +59,11 @@ pub struct Landing {
     pub console: bool,
     /// The platform shim, where it is wanted: a library to be preloaded into QEMU.
     pub shim: Option<PathBuf>,
+    /// The systemd scope that the QEMU with the guest gets.
+    pub scope: Option<Scope>,
+    /// Where the files of that QEMU lie, up to their extension: `.log`, `.hpet.json`. Without it, what it says is
+    /// lost once we leave.
+    pub files: Option<PathBuf>,
 }
 
 /// What a translation came to.
@@ -137,12 +142,13 @@ impl Landing {
         admitted: Report,
         progress: &Progress,
     ) -> Result<Arrived> {
-        let shim = self.shim.as_deref().map(|library| Shim::new(library, source.outline())).transpose()?;
+        let shim = |library: &Path| Shim::new(library, source.outline(), self.files.as_deref());
+        let shim = self.shim.as_deref().map(shim).transpose()?;
         let launch = self.launch(source.outline());
         let launch = shim.iter().fold(launch, |launch, shim| shim.beside(launch));
         let template = learn(&launch, progress).await?;
         let machine = template.machine().to_owned();
-        let mut waiting = Waiting::start(&launch, progress.clone()).await?;
+        let mut waiting = Waiting::start(&self.staying(&launch), progress.clone()).await?;
         let mut translation = self.translation(template, admitted, progress);
         if let Some(shim) = &shim {
             translation.apic_bus_hz = shim.apic_bus_hz(waiting.qemu()).await?;
@@ -154,6 +160,13 @@ impl Landing {
             shim.hand_over(&translated.vm)?;
         }
         Ok(Arrived { loaded, translated, arguments: launch.arguments().to_vec(), machine, shim })
+    }
+
+    /// The QEMU that is to stay.
+    fn staying(&self, launch: &Launch) -> Launch {
+        let launch = launch.clone();
+        let launch = self.scope.iter().cloned().fold(launch, Launch::in_scope);
+        self.files.iter().fold(launch, |launch, files| launch.with_log(files.with_extension("log")))
     }
 
     /// Translates a stream into a writer, in the dialect of this QEMU.

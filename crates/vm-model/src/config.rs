@@ -35,6 +35,25 @@ pub struct GuestConfig {
     pub usb_devices: Vec<String>,
     /// Host devices passed through, by their host address.
     pub passthrough: Vec<String>,
+    /// How it boots.
+    pub boot: Boot,
+    /// Where its display is shown by VNC on the source host, as QEMU names such places (`127.0.0.1:0`); if it is.
+    pub vnc: Option<String>,
+}
+
+/// How a guest boots: nothing that a running one needs, and all that its next start does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Where from, in turn: `c` hard disk, `d` CD-ROM, `n` network; empty is the firmware's own order.
+    pub order: String,
+    /// A kernel that is started without a disk, by its path on the source host.
+    pub kernel: Option<String>,
+    /// Its RAM disk.
+    pub ramdisk: Option<String>,
+    /// Its command line.
+    pub command_line: Option<String>,
+    /// Whether the real-time clock shows local time.
+    pub local_time: bool,
 }
 
 /// A display adapter.

@@ -23,7 +23,7 @@ mod xen;
 use serde::{Deserialize, Serialize};
 
 pub use clock::Clock;
-pub use config::{Disk, GuestConfig, Nic, VgaKind};
+pub use config::{Boot, Disk, GuestConfig, Nic, VgaKind};
 pub use cpu::{
     DescriptorTable, DescriptorTables, EventKind, GeneralRegisters, MachineCheck, Msrs, Mtrrs, PendingEvent,
     RunState, Segment, SegmentAttributes, Segments, SystemRegisters, VariableRange, Vcpu,

@@ -7,7 +7,7 @@ use hyperferry_relay::{
     interrupted,
     landing::{Outcome, Running},
     progress::Progress,
-    session::{Arrived, Landing},
+    session::{Arrived, Landing, Shim},
 };
 use hyperferry_translate::{qemu::Accelerator, report::Report};
 use serde::Serialize;
@@ -15,11 +15,12 @@ use serde::Serialize;
 use super::{Intake, open};
 use crate::{
     args::{Land, Words},
-    destination::{missing_disks, platform_shim, say_what_to_map},
+    destination::{missing_disks, say_what_to_map},
     exit::{self, Error, Result},
     output, progress,
     report::{Account, Summary},
     runtime,
+    stay::Papers,
 };
 
 /// The document of `--json`.
@@ -68,10 +69,11 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
     runtime::run(async {
         let loaded = runtime::unless_interrupted(load(&arguments, source, &shown.progress)).await;
         shown.clear();
-        let (mut arrived, landing) = account.of(loaded)?;
+        let (mut arrived, landing, papers) = account.of(loaded)?;
         account.tell(&arrived.translated.report)?;
         // It stays beside QEMU until QEMU ends.
         let shim = arrived.shim.take();
+        let vm = arrived.translated.vm.clone();
         // From here on the guest may run: no signal comes between.
         let (running, landed) = resume(arrived, landing.options.accelerator).await?;
         shown.done();
@@ -80,9 +82,10 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
             "the guest runs in QEMU {}{pid}; it took {} ms to start",
             landed.qemu, landed.started_in_ms
         );
+        papers.write(&vm, &landing, &landed.machine, running.id());
         let outcome = stay(&arguments, running).await;
-        if let Some(shim) = shim.filter(|_| arguments.detach) {
-            eprintln!("the platform shim keeps the guest's HPET in {}", shim.keep().display());
+        if let Some(state) = shim.filter(|_| arguments.detach).and_then(Shim::keep) {
+            eprintln!("the platform shim keeps the guest's HPET in {}", state.display());
         }
         if arguments.json {
             output::print_json(&Document::of(&landed, &outcome))?;
@@ -94,7 +97,7 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
 }
 
 /// Up to a guest that is loaded and stopped. Dropped before its end, it leaves nothing behind.
-async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(Arrived, Landing)> {
+async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(Arrived, Landing, Papers)> {
     let mut landing = arguments.destination.landing(arguments.loss.allow.policy())?;
     landing.extra.clone_from(&arguments.extra);
     if let Some(serial) = &arguments.serial {
@@ -109,10 +112,8 @@ async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(
         return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
     }
     let admitted = arguments.destination.admit(&mut landing, outline).await?;
-    if let Some(named) = &arguments.platform_shim {
-        landing.shim = Some(platform_shim(named.as_deref(), landing.options.accelerator)?);
-    }
-    Ok((landing.load(source, admitted, progress).await?, landing))
+    let papers = arguments.stay.prepare(outline, &mut landing)?;
+    Ok((landing.load(source, admitted, progress).await?, landing, papers))
 }
 
 async fn resume(mut arrived: Arrived, accelerator: Accelerator) -> Result<(Running, Landed)> {

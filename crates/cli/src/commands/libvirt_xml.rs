@@ -25,8 +25,9 @@ use crate::{
 const NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
 const LIMITS: &str = "
     Made by hyperferry from a saved guest. It describes the machine that the guest's state fits; the state itself is
-    not part of it: libvirt's own `virsh restore` reads libvirt's format, not a bare QEMU stream, so start the domain
-    paused on a QEMU that hyperferry has landed, or use it for the guest's later life on this host.
+    not part of it: libvirt's own `virsh restore` reads libvirt's format, not a bare QEMU stream, and libvirt takes over
+    no QEMU that it has not started. It is for the guest's later life on this host: `virsh define` it once the guest
+    that came in has shut down, and start it anew.
     Elements that libvirt lacks stand in qemu:commandline; such a domain is marked tainted (custom-argv).
     Disks and bridges are named as on the source unless they were mapped.
   ";
@@ -48,7 +49,8 @@ pub(super) fn run(arguments: &LibvirtXml) -> Result<u8> {
     Ok(exit::OK)
 }
 
-fn domain(vm: &Vm, options: &args::Options, emulator: Option<&str>) -> io::Result<String> {
+/// The domain as text.
+pub(crate) fn domain(vm: &Vm, options: &args::Options, emulator: Option<&str>) -> io::Result<String> {
     let mut xml = Writer::new_with_indent(Vec::new(), b' ', 2);
     xml.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let kind = match options.accelerator {
@@ -161,7 +163,7 @@ fn disk(xml: &mut Xml, disk: &Disk, options: &args::Options) -> Written {
     let target = disk.vdev.replace("xvd", "hd").replace("sd", "hd");
     xml.create_element("disk").with_attributes([("type", kind), ("device", device)]).write_inner_content(
         |xml| {
-            let format = if disk.format.is_empty() { "raw" } else { &disk.format };
+            let format = args::image_format(disk);
             empty(xml, "driver", &[("name", "qemu"), ("type", format), ("cache", "writeback")])?;
             if let Some(path) = source {
                 empty(xml, "source", &[(key, path)])?;

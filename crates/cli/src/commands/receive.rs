@@ -12,7 +12,7 @@ use hyperferry_relay::{
     progress::Progress,
     qemu,
     receive::{self, Received, Sender},
-    session::{Arrived, Landing},
+    session::{Arrived, Landing, Shim},
 };
 use hyperferry_translate::source::Source;
 use hyperferry_vm_model::Vm;
@@ -20,15 +20,14 @@ use hyperferry_vm_model::Vm;
 use super::resolve;
 use crate::{
     args::{Accel, Cli, Destination, Loss, Words},
-    destination::{missing_disks, platform_shim, say_what_to_map},
+    destination::{missing_disks, say_what_to_map},
     exit::{self, Error, Result},
     progress,
     report::Account,
     runtime,
+    stay::{Papers, Stay, named},
 };
 
-/// Stands for the guest's name in a file name.
-const NAME: &str = "{name}";
 /// Where `xl` finds the options that its caller cannot give.
 const CONFIG: &str = "/etc/hyperferry/receive.toml";
 
@@ -44,10 +43,9 @@ pub(crate) struct Receive {
     /// Where the guest's first serial port goes; `{name}` in it is the guest's name
     #[arg(long, value_name = "FILE")]
     pub(crate) serial: Option<PathBuf>,
-    /// Give the guest Xen's APIC bus clock and HPET by a library preloaded into QEMU; needs KVM
-    /// [default path: beside hyperferry]
-    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
-    pub(crate) platform_shim: Option<Option<PathBuf>>,
+    /// How the guest stays here
+    #[command(flatten)]
+    pub(crate) stay: Stay,
     /// Where each step is written down, and QEMU's monitor listens
     #[arg(long, value_name = "DIR", default_value = resolve::JOURNAL)]
     pub(crate) journal: PathBuf,
@@ -87,13 +85,14 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
         let loaded = runtime::unless_interrupted(loaded).await;
         shown.clear();
         let loaded = account.of(loaded);
-        let arrived = loaded.inspect_err(|error| receive::failed(&mut entry, error))?;
+        let (arrived, landing, papers) = loaded.inspect_err(|error| receive::failed(&mut entry, error))?;
         // From here on the sender may give its guest away at any time: no signal comes between.
         let _deaf = tokio::spawn(deaf());
         let received = sender.hand_over(arrived.loaded, &mut entry, arguments.paused).await?;
-        if let Some(shim) = arrived.shim {
-            eprintln!("the platform shim keeps the guest's HPET in {}", shim.keep().display());
+        if let Some(state) = arrived.shim.and_then(Shim::keep) {
+            eprintln!("the platform shim keeps the guest's HPET in {}", state.display());
         }
+        papers.write(&arrived.translated.vm, &landing, &arrived.machine, received.pid());
         Ok((received, arrived.translated.report))
     })?;
     shown.done();
@@ -122,9 +121,6 @@ fn landing(arguments: &mut Receive) -> Result<Landing> {
     }
     let mut landing = arguments.destination.landing(arguments.loss.allow.policy())?;
     landing.extra.clone_from(&arguments.extra);
-    if let Some(named) = &arguments.platform_shim {
-        landing.shim = Some(platform_shim(named.as_deref(), landing.options.accelerator)?);
-    }
     Ok(landing)
 }
 
@@ -135,7 +131,7 @@ async fn load(
     source: Source<std::fs::File>,
     entry: &mut Entry,
     progress: &Progress,
-) -> Result<Arrived> {
+) -> Result<(Arrived, Landing, Papers)> {
     let monitor = entry.monitor().display().to_string().replace(',', ",,");
     landing.extra.extend(["-qmp".to_owned(), format!("unix:{monitor},server=on,wait=off")]);
     if let Some(serial) = &arguments.serial {
@@ -148,16 +144,10 @@ async fn load(
         return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
     }
     let admitted = landing.admit(outline).await?;
+    landing.files = Some(entry.files());
+    let papers = arguments.stay.prepare(outline, &mut landing)?;
     entry.note(Step::Loading)?;
-    Ok(landing.load(source, admitted, progress).await?)
-}
-
-/// A file's name with the guest's in it, which the sender chose: it must not lead elsewhere.
-pub(crate) fn named(path: &Path, guest: &str) -> PathBuf {
-    let harmless = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
-    let guest: String = guest.chars().map(harmless).collect();
-    let guest = guest.trim_start_matches('.');
-    path.to_str().map_or_else(|| path.to_owned(), |path| path.replace(NAME, guest).into())
+    Ok((landing.load(source, admitted, progress).await?, landing, papers))
 }
 
 fn say(received: &Received, entry: &Entry) {
@@ -324,12 +314,5 @@ mod tests {
         let unknown = Xl { verbose: 0, paused: false }.arguments("colour = \"red\"").unwrap();
         assert!(Cli::try_parse_from(unknown).unwrap_err().to_string().contains("--colour"));
         assert!(Xl { verbose: 0, paused: false }.arguments("qemu = 3").unwrap_err().contains("found 3"));
-    }
-
-    #[test]
-    fn a_guests_name_leads_nowhere_else() {
-        assert_eq!(named(Path::new("/log/{name}.log"), "web"), Path::new("/log/web.log"));
-        assert_eq!(named(Path::new("/log/{name}"), "../../etc/passwd"), Path::new("/log/_.._etc_passwd"));
-        assert_eq!(named(Path::new("/log/all"), "web"), Path::new("/log/all"));
     }
 }

@@ -23,7 +23,6 @@ use crate::{Error, Result, qemu::Launch, qemu::Process};
 const WORD: &str = "hyperferry-platform-shim: ";
 /// How long its first line may take to reach us.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const DOING: &str = "loading the platform shim";
 /// Xen's APIC bus: a cycle of 10 ns (xen/arch/x86/include/asm/hvm/vlapic.h, APIC_BUS_CYCLE_NS).
 const APIC_BUS_NS: u64 = 10;
 /// Version of the file.
@@ -33,26 +32,34 @@ const VERSION: u32 = 1;
 #[derive(Debug)]
 pub struct Shim {
     library: PathBuf,
-    /// Ours alone.
-    folder: tempfile::TempDir,
     hpet: bool,
+    state: PathBuf,
+    /// Ours alone, where nobody said where the file is to be.
+    folder: Option<tempfile::TempDir>,
+    kept: bool,
 }
 
 impl Shim {
-    /// Gets ready for a QEMU that takes this VM.
-    pub fn new(library: &Path, vm: &Vm) -> Result<Self> {
+    /// Gets ready for a QEMU that takes this VM. `files` is where its files lie, up to their extension.
+    pub fn new(library: &Path, vm: &Vm, files: Option<&Path>) -> Result<Self> {
         let option = |why: String| Error::option(&format!("--platform-shim {}", library.display()), why);
         let library = fs::canonicalize(library).map_err(|error| option(error.to_string()))?;
         // ld.so splits its list at both, and has no way to quote them.
         if library.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':')) {
             return Err(option("the path of a library to preload has no spaces and no colons".to_owned()));
         }
-        let folder = tempfile::Builder::new()
-            .prefix("hyperferry-platform-")
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir()
-            .map_err(Error::system("making a private directory"))?;
-        Ok(Self { library, folder, hpet: vm.config.hpet })
+        let (state, folder) = match files {
+            Some(files) => (files.with_extension("hpet.json"), None),
+            None => {
+                let folder = tempfile::Builder::new()
+                    .prefix("hyperferry-platform-")
+                    .permissions(fs::Permissions::from_mode(0o700))
+                    .tempdir()
+                    .map_err(Error::system("making a private directory"))?;
+                (folder.path().join("hpet.json"), Some(folder))
+            }
+        };
+        Ok(Self { library, hpet: vm.config.hpet, state, folder, kept: false })
     }
 
     /// A QEMU with the shim in it.
@@ -66,7 +73,7 @@ impl Shim {
         let launch = launch
             .with_variable("LD_PRELOAD", preload)
             .with_variable("HYPERFERRY_APIC_BUS_NS", APIC_BUS_NS.to_string());
-        if self.hpet { launch.with_variable("HYPERFERRY_HPET", self.state()) } else { launch }
+        if self.hpet { launch.with_variable("HYPERFERRY_HPET", &self.state) } else { launch }
     }
 
     /// The shim has the guest's HPET.
@@ -75,8 +82,8 @@ impl Shim {
     }
 
     /// File of the HPET's state.
-    pub fn state(&self) -> PathBuf {
-        self.folder.path().join("hpet.json")
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The rate of the APIC bus that KVM agreed to. A shim that says nothing is not there.
@@ -87,7 +94,14 @@ impl Shim {
                 return Ok(hz);
             }
             if Instant::now() > deadline {
-                return Err(qemu.slow(DOING, ANSWER_TIMEOUT));
+                let said = qemu.stderr();
+                let why = format!(
+                    "it says nothing in QEMU after {} s (a QEMU that is linked statically, or to another C library, \
+                     does not load it): --platform-shim=off goes without; QEMU said: {}",
+                    ANSWER_TIMEOUT.as_secs(),
+                    said.trim()
+                );
+                return Err(Error::option("--platform-shim", why));
             }
             sleep(Duration::from_millis(5)).await;
         }
@@ -99,14 +113,29 @@ impl Shim {
             return Ok(());
         }
         let state = json!({ "version": VERSION, "hpet": vm.timers.hpet }).to_string();
-        fs::write(self.state(), state).map_err(Error::system("writing the HPET's state"))
+        fs::write(&self.state, state).map_err(Error::system("writing the HPET's state"))
     }
 
-    /// Leaves the file to a QEMU that lives on, and says where it is.
-    pub fn keep(self) -> PathBuf {
-        let state = self.state();
-        let _ = self.folder.keep();
-        state
+    /// Leaves the file to a QEMU that lives on, and says where it is; nowhere if the guest has no HPET.
+    pub fn keep(mut self) -> Option<PathBuf> {
+        self.kept = true;
+        if let Some(folder) = self.folder.take().filter(|_| self.hpet) {
+            let _ = folder.keep();
+        }
+        self.hpet.then(|| self.state.clone())
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        // A folder of ours goes by itself.
+        if !self.kept
+            && self.folder.is_none()
+            && self.hpet
+            && let Err(error) = fs::remove_file(&self.state)
+        {
+            tracing::debug!(%error, "no state was there yet");
+        }
     }
 }
 
@@ -142,9 +171,9 @@ mod tests {
 
     #[test]
     fn the_state_lies_in_a_place_of_our_own_and_goes_with_us() {
-        let shim = Shim::new(Path::new("/bin/sh"), &vm()).unwrap();
+        let shim = Shim::new(Path::new("/bin/sh"), &vm(), None).unwrap();
         shim.hand_over(&vm()).unwrap();
-        let path = shim.state();
+        let path = shim.state().to_owned();
         let written: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!((&written["version"], &written["hpet"]["counter"]), (&1.into(), &7.into()));
         drop(shim);
@@ -152,8 +181,25 @@ mod tests {
     }
 
     #[test]
+    fn the_state_lies_where_it_is_wanted_and_stays_if_it_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = folder.path().join("17-4");
+        let shim = || {
+            let shim = Shim::new(Path::new("/bin/sh"), &vm(), Some(&files)).unwrap();
+            shim.hand_over(&vm()).unwrap();
+            shim
+        };
+        drop(shim());
+        assert!(!files.with_extension("hpet.json").exists());
+        let kept = shim().keep().unwrap();
+        assert!(kept == files.with_extension("hpet.json") && kept.exists());
+        let without = Shim::new(Path::new("/bin/sh"), &Vm::default(), Some(&files)).unwrap();
+        assert_eq!(without.keep(), None);
+    }
+
+    #[test]
     fn a_library_that_cannot_be_preloaded_is_refused() {
-        let refused = |path: &Path| Shim::new(path, &vm()).unwrap_err().to_string();
+        let refused = |path: &Path| Shim::new(path, &vm(), None).unwrap_err().to_string();
         assert!(refused(Path::new("/nowhere/shim.so")).contains("No such file"));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a shim.so");

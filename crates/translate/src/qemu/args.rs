@@ -33,6 +33,8 @@ pub struct Options {
     pub bridges: BTreeMap<String, String>,
     /// Where the first serial port goes, as QEMU's `-serial` takes it.
     pub serial: String,
+    /// Where the display is shown, as QEMU's `-vnc` takes it.
+    pub vnc: Option<String>,
     /// Whether to bring memory for Xen's ACPI tables.
     pub acpi_window: bool,
     /// Whether QEMU is to have the guest's HPET; not where the platform shim has it.
@@ -49,6 +51,7 @@ impl Options {
             disks: BTreeMap::new(),
             bridges: BTreeMap::new(),
             serial: "null".to_owned(),
+            vnc: None,
             acpi_window: true,
             hpet: true,
         }
@@ -57,6 +60,42 @@ impl Options {
 
 /// Arguments for a QEMU that can take this VM, without the program's name.
 pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
+    let mut args = machine_and_devices(vm, options, |args| processors(vm, options, args));
+    if options.acpi_window {
+        args.pair("-object", format!("memory-backend-ram,id={ACPI_WINDOW},size={ACPI_WINDOW_SIZE}B"));
+        args.pair(
+            "-device",
+            format!("ivshmem-plain,memdev={ACPI_WINDOW},master=on,addr={ACPI_WINDOW_SLOT:02x}.0"),
+        );
+    }
+    args.0
+}
+
+/// Arguments for a QEMU that starts the VM anew, from its disks: the same devices in the same places, without what only
+/// a running guest of Xen's needs (the window for its ACPI tables, its APIC ids).
+pub fn cold_start(vm: &Vm, options: &Options) -> Vec<String> {
+    let mut args = machine_and_devices(vm, options, |args| {
+        args.pair("-cpu", model(vm, options)).pair("-smp", vm.config.max_vcpus.max(1).to_string());
+    });
+    let boot = &vm.config.boot;
+    if is_word(&boot.order) {
+        args.pair("-boot", format!("order={}", boot.order));
+    }
+    if boot.local_time {
+        args.pair("-rtc", "base=localtime");
+    }
+    if let Some(kernel) = &boot.kernel {
+        args.pair("-kernel", kernel);
+        for (option, value) in [("-initrd", &boot.ramdisk), ("-append", &boot.command_line)] {
+            if let Some(value) = value {
+                args.pair(option, value);
+            }
+        }
+    }
+    args.0
+}
+
+fn machine_and_devices(vm: &Vm, options: &Options, processors: impl FnOnce(&mut Arguments)) -> Arguments {
     let mut args = Arguments::default();
     if !vm.config.name.is_empty() {
         args.pair("-name", vm.config.name.replace(',', ",,"));
@@ -67,8 +106,11 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
     args.pair("-machine", machine(vm, options));
     args.pair("-accel", options.accelerator.name());
     args.pair("-m", format!("{}B", vm.memory.size()));
-    processors(vm, options, &mut args);
+    processors(&mut args);
     args.flag("-nodefaults").pair("-vga", "none").pair("-display", "none");
+    if let Some(place) = &options.vnc {
+        args.pair("-vnc", place);
+    }
     // Without ACPI's PCI hotplug this QEMU writes piix4_pm in the short form that qemu-xen uses.
     args.pair("-global", "PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off");
     args.pair("-global", "PIIX4_PM.acpi-root-pci-hotplug=off");
@@ -87,14 +129,7 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
             args.pair("-device", format!("usb-{device}"));
         }
     }
-    if options.acpi_window {
-        args.pair("-object", format!("memory-backend-ram,id={ACPI_WINDOW},size={ACPI_WINDOW_SIZE}B"));
-        args.pair(
-            "-device",
-            format!("ivshmem-plain,memdev={ACPI_WINDOW},master=on,addr={ACPI_WINDOW_SLOT:02x}.0"),
-        );
-    }
-    args.0
+    args
 }
 
 /// Whether a name from the stream can stand in an argument: nothing in it ends a value or begins another option.
@@ -144,12 +179,8 @@ pub fn can_lay_out(memory: &MemoryLayout) -> bool {
 
 /// Xen's APIC ids are twice the vCPU's: every vCPU is the first of two threads in a socket of its own.
 fn processors(vm: &Vm, options: &Options, args: &mut Arguments) {
-    let base = match options.accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
-    };
-    let model = options.cpu.clone().unwrap_or_else(|| cpu_model(base, &vm.cpuid));
-    let kind = model.split(',').next().unwrap_or(base).to_owned();
+    let model = model(vm, options);
+    let kind = model.split(',').next().unwrap_or_default().to_owned();
     args.pair("-cpu", model);
     let count = vm.config.max_vcpus.max(1);
     if count == 1 {
@@ -167,6 +198,14 @@ fn processors(vm: &Vm, options: &Options, args: &mut Arguments) {
     for socket in 1..count {
         args.pair("-device", format!("{kind}-x86_64-cpu,socket-id={socket},core-id=0,thread-id=0"));
     }
+}
+
+fn model(vm: &Vm, options: &Options) -> String {
+    let base = match options.accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    options.cpu.clone().unwrap_or_else(|| cpu_model(base, &vm.cpuid))
 }
 
 /// A CPU that shows what the guest has seen: the base model without the features that were hidden from it.
@@ -233,6 +272,15 @@ fn ide_place(vdev: &str) -> Option<(u32, u32)> {
     }
 }
 
+/// QEMU's name for the format of a disk's image (libxl_dm.c, `libxl__qemu_disk_format_string`).
+pub fn image_format(disk: &Disk) -> &str {
+    match disk.format.as_str() {
+        "vhd" => "vpc",
+        format @ ("qcow" | "qcow2" | "qed") => format,
+        _ => "raw",
+    }
+}
+
 fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
     let Some((bus, unit)) = ide_place(&disk.vdev) else { return };
     let id = &disk.vdev;
@@ -240,7 +288,7 @@ fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
     if let Some(path) = mapped.or(disk.path.as_ref()) {
         let path = path.replace(',', ",,");
         let read_only = if disk.writable { "off" } else { "on" };
-        let format = if is_word(&disk.format) { &disk.format } else { "raw" };
+        let format = image_format(disk);
         args.pair(
             "-drive",
             format!("file={path},format={format},if=none,id={id},readonly={read_only},cache=writeback"),
@@ -260,7 +308,7 @@ pub fn unmapped_bridges<'a>(vm: &'a Vm, options: &'a Options) -> impl Iterator<I
 
 #[cfg(test)]
 mod tests {
-    use hyperferry_vm_model::{GuestConfig, Nic};
+    use hyperferry_vm_model::{Boot, GuestConfig, Nic};
 
     use super::*;
 
@@ -321,6 +369,35 @@ mod tests {
     fn emulation_leaves_no_gap_in_apic_ids() {
         let args = command_line(&vm(), &Options::new(Accelerator::Tcg)).join(" ");
         assert!(args.contains("-smp 4,maxcpus=4,sockets=2,cores=1,threads=2 -nodefaults"), "{args}");
+    }
+
+    #[test]
+    fn a_cold_start_has_the_devices_and_nothing_of_xens() {
+        let mut vm = vm();
+        vm.config.boot = Boot {
+            order: "dc".into(),
+            kernel: Some("/k".into()),
+            command_line: Some("a,b c".into()),
+            local_time: true,
+            ..Boot::default()
+        };
+        let args = cold_start(&vm, &Options::new(Accelerator::Tcg)).join(" ");
+        for wanted in
+            ["-smp 2 ", "mac=00:16:3e:01:02:03,addr=03.0", "-boot order=dc -rtc base=localtime -kernel /k"]
+        {
+            assert!(args.contains(wanted), "{wanted}: {args}");
+        }
+        assert!(args.ends_with("-append a,b c") && !args.contains("ivshmem"), "{args}");
+        assert!(!command_line(&vm, &Options::new(Accelerator::Tcg)).contains(&"-boot".to_owned()));
+    }
+
+    #[test]
+    fn images_have_qemus_names() {
+        let name = |format: &str| image_format(&Disk { format: format.into(), ..Disk::default() }).to_owned();
+        assert_eq!(
+            ["raw", "qcow2", "vhd", "unknown", "a,b"].map(name),
+            ["raw", "qcow2", "vpc", "raw", "raw"]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use hyperferry_vm_model::{Disk, GuestConfig, Nic, VgaKind, Vm};
+use hyperferry_vm_model::{Boot, Disk, GuestConfig, Nic, VgaKind, Vm};
 use serde_json::{Value, json};
 
 use crate::{
@@ -57,8 +57,10 @@ pub(super) fn normalise(json: &Value, report: &mut Report) -> GuestConfig {
             "type.hvm.mmio_hole_memkb",
             "type.hvm.viridian_enable",
             "type.hvm.usbdevice",
+            "type.hvm.vnc",
             "nested_hvm",
         ])
+        .carried(&["type.hvm.boot", "kernel", "ramdisk", "cmdline", "localtime"])
         .derived("b_info.max_memkb", "memory of the guest is max_memkb - video_memkb")
         .dropped("b_info.target_memkb", "ballooning ends with the move: the guest keeps what it has")
         .dropped("b_info.sched_params, on_poweroff, on_reboot, on_crash", "the destination's own to decide");
@@ -96,7 +98,26 @@ pub(super) fn normalise(json: &Value, report: &mut Report) -> GuestConfig {
             )
             .collect(),
         passthrough: list("pcidevs").iter().map(pci_device).collect(),
+        boot: Boot {
+            // libxl's default.
+            order: text(&format!("{hvm}/boot")).unwrap_or_else(|| "cda".to_owned()),
+            kernel: text("/b_info/kernel"),
+            ramdisk: text("/b_info/ramdisk"),
+            command_line: text("/b_info/cmdline"),
+            local_time: build_flag("localtime"),
+        },
+        vnc: json.pointer(&format!("{hvm}/vnc")).and_then(vnc),
     }
+}
+
+/// Where libxl lets the device model show the display: by VNC unless that is turned off (libxl_create.c, libxl_dm.c).
+fn vnc(json: &Value) -> Option<String> {
+    if json.get("enable").is_some_and(|value| value == "False") {
+        return None;
+    }
+    let listen = json.get("listen").and_then(Value::as_str).unwrap_or("127.0.0.1");
+    let display = json.get("display").and_then(Value::as_u64).unwrap_or(0);
+    Some(if listen.contains(':') { listen.to_owned() } else { format!("{listen}:{display}") })
 }
 
 fn list_at(json: &Value, pointer: &str) -> Vec<Value> {
@@ -110,7 +131,7 @@ fn disk(json: &Value) -> Disk {
     };
     Disk {
         vdev: text("vdev").unwrap_or_default(),
-        path: text("pdev_path").filter(|path| !path.is_empty()),
+        path: text("pdev_path").filter(|path| !path.is_empty() && json["format"] != "empty"),
         format: text("format").unwrap_or_else(|| "raw".to_owned()),
         cdrom: set("is_cdrom"),
         writable: set("readwrite"),
@@ -194,7 +215,7 @@ pub(super) fn localise(vm: &Vm, relocation: &Relocation, report: &mut Report) ->
                 "disks",
                 "nics",
             ])
-            .carried(&["serial_ports", "hpet", "xen_platform", "usb_devices"])
+            .carried(&["serial_ports", "hpet", "xen_platform", "usb_devices", "boot", "vnc"])
             .derived("viridian, nested, passthrough", "refused before they come here");
         return libxl_text(&relocated(made(&vm.config), relocation));
     };
@@ -215,7 +236,8 @@ fn made(config: &GuestConfig) -> Value {
         "hpet": defbool(config.hpet),
         "nographic": defbool(config.vga == VgaKind::None),
         "vga": { "kind": config.vga },
-        "vnc": {},
+        "boot": Some(&config.boot.order).filter(|order| !order.is_empty()),
+        "vnc": config.vnc.as_ref().map_or_else(|| json!({ "enable": "False" }), |place| json!({ "listen": place })),
         "sdl": {},
         "spice": {},
         "serial": (config.serial_ports == 1).then_some("pty"),
@@ -234,6 +256,10 @@ fn made(config: &GuestConfig) -> Value {
             "target_memkb": total,
             "video_memkb": config.video_memory / KIB,
             "sched_params": {},
+            "kernel": config.boot.kernel,
+            "ramdisk": config.boot.ramdisk,
+            "cmdline": config.boot.command_line,
+            "localtime": config.boot.local_time.then_some("True"),
             "type.hvm": hvm,
             "arch_arm": {},
             "arch_x86": {},
@@ -325,6 +351,27 @@ mod tests {
         assert!(config.hpet && !config.xen_platform);
         assert_eq!(config.disks[0].path.as_deref(), Some("/guest/disk.img"));
         assert_eq!((config.nics[0].model.as_str(), config.nics[0].emulated), ("e1000", true));
+        assert_eq!((config.boot.order.as_str(), config.boot.kernel), ("cda", None));
+    }
+
+    #[test]
+    fn a_display_is_shown_where_libxl_shows_it() {
+        let place = |json| vnc(&json);
+        assert_eq!(place(serde_json::json!({})).as_deref(), Some("127.0.0.1:0"));
+        assert_eq!(place(serde_json::json!({"listen": "::1", "display": 0})).as_deref(), Some("::1"));
+        assert_eq!(
+            place(serde_json::json!({"listen": "0.0.0.0", "display": 3})).as_deref(),
+            Some("0.0.0.0:3")
+        );
+        assert_eq!(place(serde_json::json!({"enable": "False"})), None);
+    }
+
+    #[test]
+    fn an_empty_drive_has_no_image() {
+        let drive =
+            serde_json::json!({"vdev": "hdc", "is_cdrom": 1, "format": "empty", "pdev_path": "/old.iso"});
+        let drive = disk(&drive);
+        assert_eq!((drive.path, drive.cdrom, drive.writable), (None, true, false));
     }
 
     #[test]
@@ -350,6 +397,13 @@ mod tests {
             }],
             serial_ports: 1,
             usb_devices: vec!["tablet".into()],
+            boot: Boot {
+                order: "dc".into(),
+                kernel: Some("/vmlinuz".into()),
+                local_time: true,
+                ..Boot::default()
+            },
+            vnc: Some("127.0.0.1:3".into()),
             ..GuestConfig::default()
         };
         let vm = Vm { config, ..Vm::default() };
