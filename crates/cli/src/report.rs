@@ -86,6 +86,11 @@ impl Account<'_> {
             for finding in report.findings.iter().filter(|finding| !refused.contains(finding)) {
                 eprintln!("{finding}");
             }
+            if report.paused {
+                eprintln!(
+                    "the guest was paused for this and goes on at the source; `hyperferry check` tells more of it beforehand"
+                );
+            }
             self.write(report, "refused")?;
         }
         result

@@ -250,6 +250,7 @@ impl Translation {
         let mut report = self.admitted;
         report.fields.extend(taken.report.fields);
         report.findings.extend(taken.report.findings);
+        report.paused |= taken.report.paused;
         if let Some(khz) = self.tsc_khz {
             judge_tsc(taken.vm.clock.tsc_khz, khz, &self.policy, &mut report);
         }

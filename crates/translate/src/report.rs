@@ -91,6 +91,9 @@ pub struct Report {
     /// Microseconds from the last page of RAM to the last byte of the state: what translation adds to a downtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_us: Option<u64>,
+    /// Whether the sender of a live move had paused the guest by the time this was written.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 impl Report {

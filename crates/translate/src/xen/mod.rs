@@ -18,6 +18,7 @@ mod emulator;
 mod held;
 pub mod judge;
 mod pages;
+mod pv_drivers;
 mod records;
 mod sink;
 mod template;
@@ -30,9 +31,12 @@ use hyperferry_xen_stream::{Event, StreamReader, libxc, libxl};
 
 pub use self::config::Relocation;
 pub use self::held::HeldPages;
-use self::records::StateRecords;
 pub use self::sink::{Destination, XenSink};
 pub use self::template::Template;
+use self::{
+    pv_drivers::{PvDrivers, STORE_PFN},
+    records::StateRecords,
+};
 use crate::{
     Error, Result,
     refusal::{self, Policy},
@@ -95,6 +99,7 @@ pub struct Intake<R: Read> {
     policy: Policy,
     held: HeldPages,
     records: StateRecords,
+    pv_drivers: PvDrivers,
     pages: u64,
     live: bool,
 }
@@ -122,6 +127,7 @@ impl<R: Read> Intake<R> {
             policy,
             held: HeldPages::default(),
             records: StateRecords::default(),
+            pv_drivers: PvDrivers::default(),
             pages: 0,
             live: false,
         };
@@ -158,6 +164,7 @@ impl<R: Read> Intake<R> {
                     let hole = self.vm.config.mmio_hole;
                     let low_limit = hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
                     self.vm.memory = MemoryLayout::split(self.vm.config.memory, low_limit);
+                    self.pv_drivers = PvDrivers::of_config(&json);
                     config::judge(&json, &self.vm.config, &self.policy, &mut self.report);
                     let xen = XenDomain { config: header.text().to_owned(), ..XenDomain::default() };
                     self.vm.xen = Some(xen);
@@ -201,11 +208,20 @@ impl<R: Read> Intake<R> {
         let mut addresses = Vec::with_capacity(libxc::PAGES_PER_CHUNK);
         while let Some(event) = self.reader.next_event()? {
             match event {
+                Event::PageData(entries) => {
+                    let Vm { memory, config, .. } = &self.vm;
+                    self.pv_drivers.entries(entries, memory, &config.name, &self.policy, &mut self.report);
+                }
                 Event::Pages(chunk) => {
                     self.pages += chunk.entries.len() as u64;
                     route(&chunk, &self.vm.memory, &mut self.held, &mut addresses, &mut page_lane)?;
-                    let Some(pfn) = self.held.overflow() else { continue };
-                    refuse_layout(pfn, &self.vm, &self.policy, &mut self.report);
+                    if chunk.entries.iter().any(|entry| entry.pfn() == STORE_PFN) {
+                        let name = &self.vm.config.name;
+                        self.pv_drivers.store(STORE_PFN, &self.held, name, &self.policy, &mut self.report);
+                    }
+                    if let Some(pfn) = self.held.overflow() {
+                        refuse_layout(pfn, &self.vm, &self.policy, &mut self.report);
+                    }
                 }
                 Event::Libxl(libxl::Record::EmulatorContext(record)) => {
                     let end = self.reader.offset();
@@ -213,7 +229,11 @@ impl<R: Read> Intake<R> {
                 }
                 // The next event is the answer to ours, which the caller has yet to give.
                 Event::Libxl(libxl::Record::End) if self.live => break,
-                Event::Libxc(record) => self.records.libxc(record, &self.policy, &mut self.report),
+                Event::Libxc(record) => {
+                    // A live sender has paused the guest before it says anything but pages.
+                    self.report.paused |= self.live;
+                    self.records.libxc(record, &self.policy, &mut self.report);
+                }
                 Event::Libxl(record) => self.records.libxl(record, &self.policy, &mut self.report),
                 _ => continue,
             }
@@ -221,9 +241,10 @@ impl<R: Read> Intake<R> {
         }
         let note = format!("{} pages", self.pages);
         self.report.record(STAGE, "PAGE_DATA").carried(&["pages"]).derived("pfn", note);
-        self.records.finish(&mut self.vm, &self.held, &self.policy, &mut self.report)?;
-        Error::unless_allowed(&self.report)?;
-        Ok(Taken { vm: self.vm, held: self.held, report: self.report, pages: self.pages })
+        let Self { mut vm, held, records, pv_drivers, policy, mut report, pages, .. } = self;
+        records.finish(&mut vm, &held, pv_drivers, &policy, &mut report)?;
+        Error::unless_allowed(&report)?;
+        Ok(Taken { vm, held, report, pages })
     }
 }
 

@@ -11,7 +11,10 @@ use hyperferry_xen_stream::{
     libxl,
 };
 
-use super::{HeldPages, note_missing_policy};
+use super::{
+    HeldPages, note_missing_policy,
+    pv_drivers::{PvDrivers, STORE_PFN},
+};
 use crate::{
     Error, Result,
     component::{devices, irq, lapic, timers, vcpu},
@@ -98,6 +101,7 @@ impl StateRecords {
         self,
         vm: &mut Vm,
         held: &HeldPages,
+        mut pv_drivers: PvDrivers,
         policy: &Policy,
         report: &mut Report,
     ) -> Result<()> {
@@ -116,7 +120,8 @@ impl StateRecords {
         parts.chips(vm, params.get(PARAM_ACPI_IOPORTS) == Some(1), report)?;
         vm.devices = devices::qemu::normalise(&emulator, report);
         parts.viridian(policy, report);
-        judge_pv_drivers(vm, &params, held, policy, report);
+        let store = params.get(PARAM_STORE_PFN).unwrap_or(STORE_PFN);
+        pv_drivers.store(store, held, &vm.config.name, policy, report);
         Ok(())
     }
 }
@@ -302,24 +307,4 @@ fn normalise_params(params: &HvmParams, report: &mut Report) {
             _ => ledger.dropped(&name, format!("no counterpart (value {:#x})", param.value)),
         };
     }
-}
-
-/// Offset of the ring indices in the xenstore page (xen/include/public/io/xs_wire.h, xenstore_domain_interface).
-const XENSTORE_INDICES: usize = 2048;
-
-/// Paravirtual drivers talk to xenstore; hvmloader leaves its ring zeroed (tools/firmware/hvmloader/xenbus.c).
-fn judge_pv_drivers(vm: &Vm, params: &HvmParams, held: &HeldPages, policy: &Policy, report: &mut Report) {
-    let store = params.get(PARAM_STORE_PFN).and_then(|pfn| held.page(pfn));
-    let ring = store.and_then(|page| page.get(XENSTORE_INDICES..XENSTORE_INDICES + 16));
-    if !ring.is_some_and(|indices| indices.iter().any(|byte| *byte != 0)) {
-        return;
-    }
-    let what = format!("{} uses Xen's paravirtual drivers: its xenstore ring is in use", guest_name(vm));
-    let remedy = "boot it without them before the move: `nopv` on a Linux kernel's command line (and \
-                  xen_platform_pci=0 in its configuration), with an emulated disk (hda) and network card";
-    policy.refuse(report, refusal::PV_DRIVERS, what, remedy);
-}
-
-fn guest_name(vm: &Vm) -> &str {
-    if vm.config.name.is_empty() { "the guest" } else { &vm.config.name }
 }
