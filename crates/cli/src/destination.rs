@@ -80,24 +80,39 @@ fn lacks_features(error: &hyperferry_relay::Error) -> bool {
     }
 }
 
-/// Disks of the guest that are not on this host under the name that QEMU will be given.
-pub(crate) fn missing_disks(vm: &Vm, options: &args::Options) -> Vec<(String, String)> {
+/// Disks of the guest that are not on this host under the name that QEMU will be given, if there is a name at all.
+fn missing_disks(vm: &Vm, options: &args::Options) -> Vec<(String, Option<String>)> {
     let missing = vm.config.disks.iter().filter_map(|disk| {
-        let source = disk.path.as_ref()?;
-        let mapped = options.disks.get(&disk.vdev).or_else(|| options.disks.get(source)).unwrap_or(source);
+        if disk.path.is_none() && !disk.cdrom && !options.disks.contains_key(&disk.vdev) {
+            return Some((disk.vdev.clone(), None));
+        }
+        let mapped = options.disks.get(&disk.vdev);
+        let mapped = mapped.or_else(|| options.disks.get(disk.path.as_ref()?)).or(disk.path.as_ref())?;
         // `nbd://host`, `json:{…}`: not files.
         let is_file = !mapped.split('/').next().is_some_and(|start| start.contains(':'));
-        (is_file && !Path::new(mapped).exists()).then(|| (disk.vdev.clone(), mapped.clone()))
+        (is_file && !Path::new(mapped).exists()).then(|| (disk.vdev.clone(), Some(mapped.clone())))
     });
     missing.collect()
+}
+
+/// Refuses a guest whose disks are not here.
+pub(crate) fn require_disks(vm: &Vm, options: &args::Options) -> Result<()> {
+    let Some((vdev, path)) = missing_disks(vm, options).into_iter().next() else { return Ok(()) };
+    let what = path.map_or_else(
+        || "the stream does not name its image".to_owned(),
+        |path| format!("there is no {path} on this host"),
+    );
+    Err(Error::Unsupported(format!("disk {vdev}: {what}; say where it is with --map-disk {vdev}=PATH")))
 }
 
 /// Says what of the guest's surroundings has to be named anew.
 pub(crate) fn say_what_to_map(vm: &Vm, options: &args::Options) {
     for (vdev, path) in missing_disks(vm, options) {
-        eprintln!(
-            "note [disk]: {vdev} is {path} at the source, and not here: --map-disk {vdev}=PATH says where it is"
-        );
+        let what = match path {
+            Some(path) => format!("{vdev} is {path} at the source, and not here"),
+            None => format!("the stream does not name what is behind {vdev}"),
+        };
+        eprintln!("note [disk]: {what}: --map-disk {vdev}=PATH says where it is");
     }
     for bridge in args::unmapped_bridges(vm, options) {
         eprintln!(

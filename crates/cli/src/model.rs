@@ -1,6 +1,6 @@
 //! The neutral model as a list of paths and values: what `inspect` shows of a checkpoint and `diff` compares.
 
-use hyperferry_vm_model::{DeviceState, DeviceValue, Vm};
+use hyperferry_vm_model::{Device, DeviceState, DeviceValue, Vm};
 use serde_json::Value;
 
 /// A field's path and its value.
@@ -13,20 +13,26 @@ const SHOWN: usize = 64;
 pub(crate) fn lines(vm: &Vm) -> Vec<Line> {
     let mut lines = Vec::new();
     // Devices are trees of named values, and read best as such.
-    let plain = Vm { devices: Vec::new(), ..vm.clone() };
+    let mut plain = Vm { devices: Vec::new(), ..vm.clone() };
+    let sections = plain.remainder.as_mut().map(|remainder| std::mem::take(&mut remainder.sections));
     if let Ok(Value::Object(mut fields)) = serde_json::to_value(&plain) {
         fields.remove("devices");
         for (name, value) in &fields {
             flatten(name, value, &model_text, &mut lines);
         }
     }
-    for device in &vm.devices {
-        let place = device.address.map(|address| format!("{address}/")).unwrap_or_default();
-        let path = format!("devices.{place}{}[{}]", device.name, device.instance);
-        lines.push((format!("{path}.version"), device.version.to_string()));
-        device_state(&path, &device.state, &mut lines);
-    }
+    devices("devices", &vm.devices, &mut lines);
+    devices("remainder", &sections.unwrap_or_default(), &mut lines);
     lines
+}
+
+fn devices(part: &str, devices: &[Device], lines: &mut Vec<Line>) {
+    for device in devices {
+        let place = device.address.map(|address| format!("{address}/")).unwrap_or_default();
+        let path = format!("{part}.{place}{}[{}]", device.name, device.instance);
+        lines.push((format!("{path}.version"), device.version.to_string()));
+        device_state(&path, &device.state, lines);
+    }
 }
 
 /// The fields of a JSON document, nested names joined by dots, values as they stand there.
@@ -117,7 +123,7 @@ fn device_value(path: &str, value: &DeviceValue, lines: &mut Vec<Line>) {
 
 #[cfg(test)]
 mod tests {
-    use hyperferry_vm_model::{Device, Vcpu};
+    use hyperferry_vm_model::Vcpu;
 
     use super::*;
 

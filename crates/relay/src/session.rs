@@ -106,6 +106,7 @@ impl Landing {
     /// Refuses what can be refused before anything is written: a memory layout that QEMU cannot have, CPU features
     /// that the destination lacks. What is allowed, or only worth knowing, is in the report.
     pub async fn admit(&self, vm: &Vm) -> Result<Report> {
+        args::know_devices(vm)?;
         let mut report = Report::default();
         if !args::can_lay_out(&vm.memory) {
             let what = format!(

@@ -31,6 +31,12 @@ pub enum Error {
         /// What it would have said.
         why: &'static str,
     },
+    /// A QEMU stream through a pipe, for a destination that has to know the devices before memory.
+    #[error(
+        "a QEMU stream tells at its end which devices the guest has, and a destination needs them first: give it \
+         as a file instead of a pipe"
+    )]
+    DevicesUnknown,
     /// A section of the source QEMU lacks a field that every machine of its kind has.
     #[error("the stream's device state is not that of a pc machine: {0}")]
     Section(FieldError),

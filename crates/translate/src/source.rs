@@ -10,7 +10,8 @@ use hyperferry_vm_model::{
 use hyperferry_xen_stream::StreamReader;
 
 use crate::{
-    Error, Result, qemu,
+    Error, Result,
+    qemu::{self, args},
     refusal::Policy,
     report::Report,
     xen::{HeldPages, Intake, Taken},
@@ -64,6 +65,22 @@ pub fn peek<R: Read>(mut reader: R) -> Result<(Option<Format>, Peeked<R>)> {
     Ok((Format::detect(&magic), Cursor::new(magic).chain(reader)))
 }
 
+/// Reads an input to its end if its beginning says too little: QEMU's streams name the devices last.
+pub fn survey<R: Read>(reader: R) -> Result<qemu::Hint> {
+    match peek(reader)? {
+        (Some(Format::Qemu), reader) => qemu::survey(reader, qemu::Hint::default()),
+        (Some(Format::Model), reader) => {
+            let checkpoint = Checkpoint::open(reader, Vm::default())?;
+            let mut hint = qemu::Hint::default();
+            if checkpoint.tells_little() {
+                hint.vm = checkpoint.pump(|_, _| Ok(()))?.vm;
+            }
+            Ok(hint)
+        }
+        _ => Ok(qemu::Hint::default()),
+    }
+}
+
 /// A VM that is being read: what is known before memory, then memory, then the state.
 #[derive(Debug)]
 pub enum Source<R: Read> {
@@ -84,7 +101,7 @@ impl<R: Read> Source<R> {
     /// The same, with what is known of a QEMU's guest beforehand.
     pub fn open_with(reader: R, policy: Policy, hint: qemu::Hint) -> Result<Self> {
         match peek(reader)? {
-            (Some(Format::Model), reader) => Ok(Self::Model(Box::new(Checkpoint::open(reader)?))),
+            (Some(Format::Model), reader) => Ok(Self::Model(Box::new(Checkpoint::open(reader, hint.vm)?))),
             (Some(Format::Qemu), reader) => {
                 let intake = qemu::Intake::open(QemuStreamReader::new(reader), hint, policy)?;
                 Ok(Self::Qemu(Box::new(intake)))
@@ -132,9 +149,16 @@ pub struct Checkpoint<R: Read> {
 }
 
 impl<R: Read> Checkpoint<R> {
-    fn open(reader: R) -> Result<Self> {
+    /// What is known beforehand, if it is anything, takes the place of what the file says first.
+    fn open(reader: R, known: Vm) -> Result<Self> {
         let (reader, outline) = checkpoint::Reader::new(reader)?;
+        let outline = if known.vcpus.is_empty() { outline } else { known };
         Ok(Self { reader, outline })
+    }
+
+    /// It was made of a stream that told its devices last, and nobody had known them before.
+    fn tells_little(&self) -> bool {
+        args::know_devices(&self.outline).is_err()
     }
 
     fn pump(mut self, mut page_lane: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Taken> {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{Intake, open};
 use crate::{
     args::{Land, Words},
-    destination::{missing_disks, say_what_to_map},
+    destination::{require_disks, say_what_to_map},
     exit::{self, Error, Result},
     output, progress,
     report::{Account, Summary},
@@ -107,10 +107,7 @@ async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(
     }
     let outline = source.outline();
     say_what_to_map(outline, &landing.options);
-    if let Some((vdev, path)) = missing_disks(outline, &landing.options).first() {
-        let remedy = format!("say where it is with --map-disk {vdev}=PATH");
-        return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
-    }
+    require_disks(outline, &landing.options)?;
     let admitted = arguments.destination.admit(&mut landing, outline).await?;
     let papers = arguments.stay.prepare(outline, &mut landing)?;
     Ok((landing.load(source, admitted, progress).await?, landing, papers))

@@ -8,7 +8,7 @@
 use std::io;
 
 use hyperferry_translate::qemu::{Accelerator, args};
-use hyperferry_vm_model::{Disk, Nic, VgaKind, Vm};
+use hyperferry_vm_model::{Disk, Nic, PciAddress, VgaKind, Vm};
 use quick_xml::{
     Writer,
     events::{BytesDecl, BytesText, Event},
@@ -42,6 +42,7 @@ pub(super) fn run(arguments: &LibvirtXml) -> Result<u8> {
     let source = open(&arguments.input, arguments.allow.policy())?;
     let options = arguments.destination.options(host::accelerator(arguments.destination.accel));
     let vm = source.outline();
+    args::know_devices(vm)?;
     say_what_to_map(vm, &options);
     let emulator = arguments.destination.qemu.as_ref().map(|path| path.display().to_string());
     let text = domain(vm, &options, emulator.as_deref()).map_err(Error::stdout)?;
@@ -68,14 +69,15 @@ pub(crate) fn domain(vm: &Vm, options: &args::Options, emulator: Option<&str>) -
         leaf(xml, "memory", &[("unit", "b")], &vm.memory.size().to_string())?;
         vcpus(xml, vm)?;
         group(xml, "os", |xml| {
-            leaf(xml, "type", &[("arch", "x86_64"), ("machine", &options.machine)], "hvm")
+            leaf(xml, "type", &[("arch", "x86_64"), ("machine", args::machine_type(vm, options))], "hvm")
         })?;
         group(xml, "features", |xml| {
             empty(xml, "acpi", &[])?;
             empty(xml, "apic", &[])?;
-            empty(xml, "vmport", &[("state", "off")])
+            let vmport = if vm.devices.iter().any(|device| device.name == "vmmouse") { "on" } else { "off" };
+            empty(xml, "vmport", &[("state", vmport)])
         })?;
-        if vm.config.max_vcpus > 1 {
+        if vm.config.max_vcpus > 1 && !args::has_every_apic_id(vm) {
             let sockets = vm.config.max_vcpus.to_string();
             let topology = [("sockets", sockets.as_str()), ("cores", "1"), ("threads", "2")];
             // Its place only: the model comes with -cpu below.
@@ -96,8 +98,8 @@ pub(crate) fn domain(vm: &Vm, options: &args::Options, emulator: Option<&str>) -
 /// Xen's APIC ids are even: of two threads a socket, the second of each is never plugged.
 fn vcpus(xml: &mut Xml, vm: &Vm) -> Written {
     let count = vm.config.max_vcpus.max(1);
-    if count == 1 {
-        return leaf(xml, "vcpu", &[("placement", "static")], "1");
+    if count == 1 || args::has_every_apic_id(vm) {
+        return leaf(xml, "vcpu", &[("placement", "static")], &count.to_string());
     }
     let (current, all) = (count.to_string(), 2 * count);
     leaf(xml, "vcpu", &[("placement", "static"), ("current", &current)], &all.to_string())?;
@@ -133,10 +135,9 @@ fn devices(xml: &mut Xml, vm: &Vm, options: &args::Options, emulator: Option<&st
             empty(xml, "input", &[("type", device), ("bus", "usb")])?;
         }
     }
-    // Where libxl plugged them: the platform device, the display, then network cards.
-    let first = 2 + u8::from(vm.config.xen_platform) + u8::from(vm.config.vga != VgaKind::None);
-    for (slot, nic) in (first..).zip(vm.config.nics.iter().filter(|nic| nic.emulated)) {
-        interface(xml, nic, slot, options)?;
+    let places = args::Places::of(vm);
+    for (place, nic) in places.nics.iter().zip(vm.config.nics.iter().filter(|nic| nic.emulated)) {
+        interface(xml, nic, *place, options)?;
     }
     if vm.config.serial_ports > 0 {
         xml.create_element("serial").with_attribute(("type", "pty")).write_inner_content(|xml| {
@@ -146,7 +147,7 @@ fn devices(xml: &mut Xml, vm: &Vm, options: &args::Options, emulator: Option<&st
             Ok(())
         })?;
     }
-    video(xml, vm)?;
+    video(xml, vm, &places)?;
     empty(xml, "memballoon", &[("model", "none")])
 }
 
@@ -178,7 +179,7 @@ fn disk(xml: &mut Xml, disk: &Disk, options: &args::Options) -> Written {
     Ok(())
 }
 
-fn interface(xml: &mut Xml, nic: &Nic, slot: u8, options: &args::Options) -> Written {
+fn interface(xml: &mut Xml, nic: &Nic, place: PciAddress, options: &args::Options) -> Written {
     let bridge = nic.bridge.as_ref().map(|bridge| options.bridges.get(bridge).unwrap_or(bridge));
     let kind = if bridge.is_some() { "bridge" } else { "user" };
     xml.create_element("interface").with_attribute(("type", kind)).write_inner_content(|xml| {
@@ -189,12 +190,12 @@ fn interface(xml: &mut Xml, nic: &Nic, slot: u8, options: &args::Options) -> Wri
         empty(xml, "model", &[("type", &nic.model)])?;
         // The ROM has run, and RAM holds what it left.
         empty(xml, "rom", &[("enabled", "no")])?;
-        address(xml, slot, 0)
+        address(xml, place.slot, place.function)
     })?;
     Ok(())
 }
 
-fn video(xml: &mut Xml, vm: &Vm) -> Written {
+fn video(xml: &mut Xml, vm: &Vm, places: &args::Places) -> Written {
     let model = match vm.config.vga {
         VgaKind::None => return group(xml, "video", |xml| empty(xml, "model", &[("type", "none")])),
         VgaKind::Std => "vga",
@@ -202,10 +203,9 @@ fn video(xml: &mut Xml, vm: &Vm) -> Written {
         VgaKind::Qxl => "qxl",
     };
     let kibibytes = (vm.config.video_memory >> 10).to_string();
-    let slot = 2 + u8::from(vm.config.xen_platform);
     group(xml, "video", |xml| {
         empty(xml, "model", &[("type", model), ("vram", &kibibytes), ("primary", "yes")])?;
-        address(xml, slot, 0)
+        places.display.map_or(Ok(()), |place| address(xml, place.slot, place.function))
     })
 }
 

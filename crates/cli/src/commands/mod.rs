@@ -15,7 +15,11 @@ mod verify;
 use std::path::Path;
 
 use hyperferry_relay::endpoint::open_input;
-use hyperferry_translate::{refusal::Policy, source::Source};
+use hyperferry_translate::{
+    qemu::Hint,
+    refusal::Policy,
+    source::{self, Source},
+};
 
 use crate::{
     args::{Cli, Command},
@@ -45,7 +49,9 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
 
 /// Opens an input and reads what comes before memory.
 fn open(path: &Path, policy: Policy) -> Result<Intake> {
+    // What can be read twice tells its devices before its memory.
+    let hint = if path.is_file() { source::survey(open_input(path)?.reader)? } else { Hint::default() };
     let input = open_input(path)?;
     tracing::info!(input = %path.display(), compression = ?input.compression, "opened");
-    Ok(Source::open(input.reader, policy)?)
+    Ok(Source::open_with(input.reader, policy, hint)?)
 }

@@ -15,6 +15,7 @@ pub(super) fn run(arguments: &QemuArgs) -> Result<u8> {
     let source = open(&arguments.input, arguments.allow.policy())?;
     let options = arguments.destination.options(host::accelerator(arguments.destination.accel));
     let vm = source.outline();
+    args::know_devices(vm)?;
     say_what_to_map(vm, &options);
     let program = arguments.destination.qemu.as_ref().map(|program| program.display().to_string());
     let words: Vec<String> = program.into_iter().chain(args::command_line(vm, &options)).collect();

@@ -20,7 +20,7 @@ use hyperferry_vm_model::Vm;
 use super::resolve;
 use crate::{
     args::{Accel, Cli, Destination, Loss, Words},
-    destination::{missing_disks, say_what_to_map},
+    destination::{require_disks, say_what_to_map},
     exit::{self, Error, Result},
     progress,
     report::Account,
@@ -139,10 +139,7 @@ async fn load(
     }
     let outline: &Vm = source.outline();
     say_what_to_map(outline, &landing.options);
-    if let Some((vdev, path)) = missing_disks(outline, &landing.options).first() {
-        let remedy = format!("say where it is with --map-disk {vdev}=PATH");
-        return Err(Error::Unsupported(format!("disk {vdev}: there is no {path} on this host; {remedy}")));
-    }
+    require_disks(outline, &landing.options)?;
     let admitted = landing.admit(outline).await?;
     landing.files = Some(entry.files());
     let papers = arguments.stay.prepare(outline, &mut landing)?;

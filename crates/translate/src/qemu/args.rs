@@ -2,28 +2,33 @@
 //!
 //! Under Xen, libxl plugs devices in a fixed order (tools/libs/light/libxl_dm.c): Xen's platform device takes PCI slot
 //! 2 if it is there, then come the display adapter and the network cards. A stream tells at its end where they really
-//! were; a difference is refused then, with nothing lost.
+//! were; a difference is refused then, with nothing lost. A guest of a QEMU gets its devices where they were.
 
 use std::collections::BTreeMap;
 
-use hyperferry_vm_model::{CpuidPolicy, Disk, MemoryLayout, VgaKind, Vm};
+use hyperferry_vm_model::{CpuidPolicy, Disk, MemoryLayout, Nic, PciAddress, VgaKind, Vm};
 
 use super::{Accelerator, memory::ACPI_WINDOW_SIZE};
-use crate::cpu_features;
+use crate::{Error, Result, cpu_features};
 
 /// Id of the memory that stands in for Xen's ACPI tables.
 pub const ACPI_WINDOW: &str = "xen-acpi";
 /// PCI slot of the device that brings it: the last one, which no toolstack uses.
 const ACPI_WINDOW_SLOT: u8 = 0x1f;
+/// Serial ports that a PC has places for.
+const SERIAL_PORTS: u32 = 4;
 /// Where QEMU's `pc` splits memory unless told otherwise, and the highest it can when some lies above 4 GiB.
 const DEFAULT_SPLIT: u64 = 0xc000_0000;
+
+/// The machine type that every QEMU has.
+const ANY_MACHINE: &str = "pc";
 
 /// What the user chose.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What executes the guest.
     pub accelerator: Accelerator,
-    /// Machine type; `pc` is the newest of the QEMU at hand.
+    /// Machine type; `pc` is the one that the guest has, or else the newest of the QEMU at hand.
     pub machine: String,
     /// CPU model in place of the one made from the CPUID policy.
     pub cpu: Option<String>,
@@ -46,7 +51,7 @@ impl Options {
     pub fn new(accelerator: Accelerator) -> Self {
         Self {
             accelerator,
-            machine: "pc".to_owned(),
+            machine: ANY_MACHINE.to_owned(),
             cpu: None,
             disks: BTreeMap::new(),
             bridges: BTreeMap::new(),
@@ -61,7 +66,7 @@ impl Options {
 /// Arguments for a QEMU that can take this VM, without the program's name.
 pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
     let mut args = machine_and_devices(vm, options, |args| processors(vm, options, args));
-    if options.acpi_window {
+    if options.acpi_window && from_xen(vm) {
         args.pair("-object", format!("memory-backend-ram,id={ACPI_WINDOW},size={ACPI_WINDOW_SIZE}B"));
         args.pair(
             "-device",
@@ -111,19 +116,24 @@ fn machine_and_devices(vm: &Vm, options: &Options, processors: impl FnOnce(&mut 
     if let Some(place) = &options.vnc {
         args.pair("-vnc", place);
     }
-    // Without ACPI's PCI hotplug this QEMU writes piix4_pm in the short form that qemu-xen uses.
-    args.pair("-global", "PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off");
-    args.pair("-global", "PIIX4_PM.acpi-root-pci-hotplug=off");
-    if vm.config.serial_ports > 0 {
-        args.pair("-serial", &options.serial);
+    if !has_field(vm, "piix4_pm", "acpi_pci_hotplug.hotplug_select") {
+        // Without ACPI's PCI hotplug this QEMU writes piix4_pm in the short form that qemu-xen uses.
+        args.pair("-global", "PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off");
+        args.pair("-global", "PIIX4_PM.acpi-root-pci-hotplug=off");
     }
-    let mut slots = 2 + u8::from(vm.config.xen_platform)..ACPI_WINDOW_SLOT;
-    display(vm, &mut slots, &mut args);
-    network(vm, options, &mut slots, &mut args);
+    for port in 0..vm.config.serial_ports.min(SERIAL_PORTS) {
+        args.pair("-serial", if port == 0 { &options.serial } else { "null" });
+    }
+    if has_device(vm, "parallel_isa") {
+        args.pair("-parallel", "null");
+    }
+    let places = Places::of(vm);
+    display(vm, &places, &mut args);
+    network(vm, options, &places, &mut args);
     for disk in &vm.config.disks {
         drive(disk, options, &mut args);
     }
-    if !vm.config.usb_devices.is_empty() {
+    if !vm.config.usb_devices.is_empty() || has_device(vm, "uhci") {
         args.pair("-device", "piix3-usb-uhci,addr=01.2");
         for device in vm.config.usb_devices.iter().filter(|device| is_word(device)) {
             args.pair("-device", format!("usb-{device}"));
@@ -155,12 +165,92 @@ impl Arguments {
 }
 
 fn machine(vm: &Vm, options: &Options) -> String {
-    let hpet = if vm.config.hpet && options.hpet { "on" } else { "off" };
-    let mut machine = format!("{},hpet={hpet},vmport=off,usb=off", options.machine);
+    let on = |on: bool| if on { "on" } else { "off" };
+    let (hpet, vmport) = (on(vm.config.hpet && options.hpet), on(has_device(vm, "vmmouse")));
+    let mut machine = format!("{},hpet={hpet},vmport={vmport},usb=off", machine_type(vm, options));
     if let Some(limit) = split_limit(&vm.memory) {
         machine.push_str(&format!(",max-ram-below-4g={limit}"));
     }
     machine
+}
+
+/// The machine type: the user's, or the guest's own, whose chips and tables it knows.
+pub fn machine_type<'a>(vm: &'a Vm, options: &'a Options) -> &'a str {
+    match &vm.remainder {
+        Some(remainder) if options.machine == ANY_MACHINE && is_word(&remainder.machine) => {
+            &remainder.machine
+        }
+        _ => &options.machine,
+    }
+}
+
+/// Whether the guest was booted by Xen's firmware, wherever it is now.
+pub(crate) fn from_xen(vm: &Vm) -> bool {
+    vm.remainder.as_ref().is_none_or(|remainder| remainder.from_xen)
+}
+
+/// Refuses a guest of which nothing but the size is known.
+pub fn know_devices(vm: &Vm) -> Result<()> {
+    if vm.origin.starts_with("QEMU") && vm.remainder.is_none() {
+        return Err(Error::DevicesUnknown);
+    }
+    Ok(())
+}
+
+fn has_device(vm: &Vm, name: &str) -> bool {
+    vm.devices.iter().any(|device| device.name == name)
+}
+
+fn has_field(vm: &Vm, name: &str, field: &str) -> bool {
+    vm.devices.iter().any(|device| device.name == name && device.state.field(field).is_some())
+}
+
+/// Sections of network cards, and the model that QEMU's `-device` takes for each.
+pub(crate) const CARDS: [(&str, &str); 6] = [
+    ("e1000", "e1000"),
+    ("rtl8139", "rtl8139"),
+    ("e1000e", "e1000e"),
+    ("ne2000", "ne2k_pci"),
+    ("pcnet", "pcnet"),
+    ("virtio-net", "virtio-net-pci"),
+];
+/// Sections of display adapters.
+pub(crate) const ADAPTERS: [(&str, VgaKind); 3] =
+    [("vga", VgaKind::Std), ("cirrus_vga", VgaKind::Cirrus), ("qxl", VgaKind::Qxl)];
+
+/// Where devices are plugged that have no fixed place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The display adapter.
+    pub display: Option<PciAddress>,
+    /// The emulated network cards, in the order of the configuration.
+    pub nics: Vec<PciAddress>,
+}
+
+impl Places {
+    /// As the devices' state tells, or else in libxl's order.
+    pub fn of(vm: &Vm) -> Self {
+        if vm.remainder.is_some() {
+            let of = |name: &str| ADAPTERS.iter().any(|(adapter, _)| *adapter == name);
+            let mut adapters = vm.devices.iter().filter(|device| of(&device.name));
+            let card = |name: &str| CARDS.iter().any(|(card, _)| *card == name);
+            let cards = vm.devices.iter().filter(|device| card(&device.name));
+            return Self {
+                display: adapters.next().and_then(|device| device.address),
+                nics: cards.filter_map(|device| device.address).collect(),
+            };
+        }
+        let slots = 2 + u8::from(vm.config.xen_platform)..ACPI_WINDOW_SLOT;
+        let mut addresses = slots.map(|slot| PciAddress { slot, function: 0 });
+        let display = if vm.config.vga == VgaKind::None { None } else { addresses.next() };
+        Self { display, nics: addresses.take(emulated(vm).count()).collect() }
+    }
+}
+
+/// The network cards that the machine emulates, and that can be named.
+fn emulated(vm: &Vm) -> impl Iterator<Item = (usize, &Nic)> {
+    let nics = vm.config.nics.iter().enumerate();
+    nics.filter(|(_, nic)| nic.emulated && is_word(&nic.model) && is_word(&nic.mac))
 }
 
 /// The value of `max-ram-below-4g` that gives this layout, if the default does not.
@@ -177,14 +267,19 @@ pub fn can_lay_out(memory: &MemoryLayout) -> bool {
     if memory.high_size() > 0 { memory.low_end <= DEFAULT_SPLIT } else { memory.low_end <= 0xf000_0000 }
 }
 
+/// Whether the vCPUs' APIC ids are 0, 1, 2, …, as QEMU gives them.
+pub fn has_every_apic_id(vm: &Vm) -> bool {
+    !vm.vcpus.is_empty() && (0..).zip(&vm.vcpus).all(|(id, vcpu)| vcpu.lapic.id == id)
+}
+
 /// Xen's APIC ids are twice the vCPU's: every vCPU is the first of two threads in a socket of its own.
 fn processors(vm: &Vm, options: &Options, args: &mut Arguments) {
     let model = model(vm, options);
     let kind = model.split(',').next().unwrap_or_default().to_owned();
     args.pair("-cpu", model);
     let count = vm.config.max_vcpus.max(1);
-    if count == 1 {
-        args.pair("-smp", "1");
+    if count == 1 || has_every_apic_id(vm) {
+        args.pair("-smp", count.to_string());
         return;
     }
     let topology = format!("maxcpus={0},sockets={count},cores=1,threads=2", 2 * count);
@@ -231,22 +326,20 @@ fn cpu_model(base: &str, policy: &CpuidPolicy) -> String {
     model
 }
 
-fn display(vm: &Vm, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
+fn display(vm: &Vm, places: &Places, args: &mut Arguments) {
     let device = match vm.config.vga {
         VgaKind::None => return,
         VgaKind::Std => "VGA",
         VgaKind::Cirrus => "cirrus-vga",
         VgaKind::Qxl => "qxl-vga",
     };
-    let Some(slot) = slots.next() else { return };
+    let Some(place) = places.display else { return };
     let megabytes = (vm.config.video_memory >> 20).max(1);
-    args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={slot:02x}.0"));
+    args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={}", plugged(place)));
 }
 
-fn network(vm: &Vm, options: &Options, slots: &mut std::ops::Range<u8>, args: &mut Arguments) {
-    let nics = vm.config.nics.iter().enumerate();
-    for (index, nic) in nics.filter(|(_, nic)| nic.emulated && is_word(&nic.model) && is_word(&nic.mac)) {
-        let Some(slot) = slots.next() else { return };
+fn network(vm: &Vm, options: &Options, places: &Places, args: &mut Arguments) {
+    for ((index, nic), place) in emulated(vm).zip(&places.nics) {
         let bridge = nic.bridge.as_ref().and_then(|bridge| options.bridges.get(bridge));
         args.pair(
             "-netdev",
@@ -256,8 +349,14 @@ fn network(vm: &Vm, options: &Options, slots: &mut std::ops::Range<u8>, args: &m
                 None => format!("hubport,id=net{index},hubid={index}"),
             },
         );
-        args.pair("-device", format!("{},netdev=net{index},mac={},addr={slot:02x}.0", nic.model, nic.mac));
+        let (model, mac) = (&nic.model, &nic.mac);
+        args.pair("-device", format!("{model},netdev=net{index},mac={mac},addr={}", plugged(*place)));
     }
+}
+
+/// A place as `-device` takes it.
+fn plugged(place: PciAddress) -> String {
+    format!("{:02x}.{:x}", place.slot, place.function)
 }
 
 /// Place of an emulated disk: `hda` is the master of the first channel.

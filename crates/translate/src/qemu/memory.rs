@@ -26,6 +26,10 @@ const SPECIAL_PAGES: std::ops::Range<u64> = 0xfeff_0000..0xff00_0000;
 /// Most memory that a Xen device model hides above RAM for its option ROMs.
 const ROM_SPACE: u64 = 32 << 20;
 const MAIN_RAM: &str = "pc.ram";
+const FIRMWARE: &str = "pc.bios";
+/// Where a PC's firmware ends; the largest that QEMU takes has 16 MiB (hw/i386/x86.c, max-fw-size of pc_sysfw).
+const FIRMWARE_END: u64 = 1 << 32;
+const FIRMWARE_LIMIT: u64 = 16 << 20;
 const PAGE: u64 = hyperferry_vm_model::PAGE_SIZE;
 
 /// The RAM blocks of a destination that pages go to.
@@ -37,6 +41,8 @@ pub struct Blocks {
     pub video: Option<(usize, u64)>,
     /// The window for ACPI tables.
     pub acpi: Option<usize>,
+    /// The firmware, and its size.
+    pub firmware: Option<(usize, u64)>,
 }
 
 impl Blocks {
@@ -51,8 +57,9 @@ impl Blocks {
             let found = format!("of {} bytes of RAM: it has {}", layout.size(), size(main));
             return Err(Error::NoSection(found));
         }
-        let video = position("vga.vram").map(|index| (index, size(index)));
-        Ok(Self { main, video, acpi: position(ACPI_WINDOW) })
+        let sized = |name| position(name).map(|index| (index, size(index)));
+        let (video, firmware) = (sized("vga.vram"), sized(FIRMWARE));
+        Ok(Self { main, video, acpi: position(ACPI_WINDOW), firmware })
     }
 }
 
@@ -78,7 +85,8 @@ pub(crate) fn place<'a>(
     let mut placements = Vec::new();
     let video = video_range(vm);
     let rom_start = vm.config.memory + vm.config.video_memory;
-    let (mut special, mut roms, mut acpi, mut lost) = (0_u32, 0_u32, 0_u32, Vec::new());
+    let (mut special, mut roms, mut acpi, mut firmware) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let mut lost = Vec::new();
     for (pfn, page) in held.iter() {
         let address = pfn.saturating_mul(PAGE);
         if let (Some((base, size)), Some((block, room))) = (video, blocks.video)
@@ -92,6 +100,14 @@ pub(crate) fn place<'a>(
             }
         } else if SPECIAL_PAGES.contains(&address) {
             special += 1;
+        } else if (FIRMWARE_END - FIRMWARE_LIMIT..FIRMWARE_END).contains(&address) {
+            firmware += 1;
+            // Another firmware of the destination starts elsewhere; the guest has used this one, and starts with that.
+            let inside = |(_, size): &(usize, u64)| address >= FIRMWARE_END - size;
+            if let Some((block, size)) = blocks.firmware.filter(inside) {
+                let offset = address - (FIRMWARE_END - size);
+                placements.push(Placement { block, offset, page });
+            }
         } else if (rom_start..rom_start + ROM_SPACE).contains(&address) {
             roms += 1;
         } else {
@@ -104,6 +120,9 @@ pub(crate) fn place<'a>(
             "special pages",
             format!("{special} pages at 0xfeff0000 that Xen and its toolstack talk through"),
         );
+    }
+    if firmware > 0 {
+        ledger.derived("firmware", format!("{firmware} pages up to 4 GiB, for the guest's next start"));
     }
     if roms > 0 {
         ledger.dropped(

@@ -3,21 +3,11 @@
 use hyperferry_qemu_stream::{DeviceState, RamBlock, Section, Tree};
 use hyperferry_vm_model::{DeviceValue, Disk, Nic, VgaKind, Vm};
 
+use crate::qemu::args::{ADAPTERS, CARDS};
+
 /// The firmware finds the size of RAM below 4 GiB in the clock's memory from this address on.
 pub(super) const LOW_END_TOLD_FROM: u64 = 16 << 20;
 
-/// Sections of network cards, and the model that QEMU's `-device` takes for each.
-const CARDS: [(&str, &str); 6] = [
-    ("e1000", "e1000"),
-    ("rtl8139", "rtl8139"),
-    ("e1000e", "e1000e"),
-    ("ne2000", "ne2k_pci"),
-    ("pcnet", "pcnet"),
-    ("virtio-net", "virtio-net-pci"),
-];
-/// Sections of display adapters.
-const ADAPTERS: [(&str, VgaKind); 3] =
-    [("vga", VgaKind::Std), ("cirrus_vga", VgaKind::Cirrus), ("qxl", VgaKind::Qxl)];
 /// Sections of USB devices.
 const USB: [(&str, &str); 2] = [("usb-ptr", "tablet"), ("usb-kbd", "kbd")];
 
