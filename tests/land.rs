@@ -80,14 +80,19 @@ fn interrupt(child: &Child) {
 
 /// Lands a fixture; what the guest then printed is what it printed before, gone on, but for the checks that are named.
 fn land(fixture: &Fixture, qemu: &Path) {
+    land_from(&fixture.path(), fixture, qemu, &[]);
+}
+
+/// The same of a file that was made of a fixture, with more arguments.
+fn land_from(stream: &Path, fixture: &Fixture, qemu: &Path, more: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let (serial, disk) = (folder.path().join("serial"), folder.path().join("disk"));
     fs::write(&disk, lab::disk()).unwrap();
-    let stream = fixture.path();
     let disk = format!("hda={}", text(&disk));
     let mut arguments =
-        vec!["land", text(&stream), "--qemu", text(qemu), "--accel", "tcg", "--map-disk", &disk];
+        vec!["land", text(stream), "--qemu", text(qemu), "--accel", "tcg", "--map-disk", &disk];
     arguments.extend(["--serial", text(&serial), "--allow", ALLOWED]);
+    arguments.extend(more);
     let known = witness::known_after_a_move(&fixture.name);
     arguments.extend(known.allow.iter().flat_map(|name| ["--allow", *name]));
     let mut command = command(&arguments);
@@ -112,6 +117,32 @@ fn every_captured_guest_goes_on() {
     for qemu in qemus() {
         for fixture in fixtures("xen").unwrap() {
             land(&fixture, &qemu);
+        }
+    }
+}
+
+/// From one version of QEMU to the other, and from KVM to emulation, by way of a checkpoint.
+#[test]
+fn every_guest_of_a_qemu_goes_on_in_the_other() {
+    let _alone = alone();
+    let [old, new] = ["7.2", "10.0"].map(hyperferry_testkit::tools::qemu);
+    let (Ok(old), Ok(new)) = (old, new) else {
+        println!("SKIPPED: this needs both versions of QEMU; `cargo xtask qemu`");
+        return;
+    };
+    for fixture in fixtures("qemu").unwrap() {
+        // KVM's captures differ from emulation's in how a CPU is told, not in devices.
+        if fixture.name.contains("kvm") && !fixture.name.ends_with("2vcpu") {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = folder.path().join("checkpoint");
+        common::run(&["convert", text(&fixture.path()), text(&checkpoint), "--to", "model"]).expect(0);
+        if fixture.name.starts_with("qemu/7.2") {
+            land_from(&checkpoint, &fixture, &new, &[]);
+        } else {
+            // The old one does not have the new one's machine.
+            land_from(&checkpoint, &fixture, &old, &["--machine", "pc-i440fx-7.2"]);
         }
     }
 }

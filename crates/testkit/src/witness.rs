@@ -66,7 +66,11 @@ pub fn continues(before: &str, after: &str, unseen_beats: u64) -> Result<(), Str
 /// The beat under way is printed on one side or on neither. A guest that was recorded while it ran went on until its
 /// last page was taken, and its origin shows what it had said before that.
 pub fn unseen_beats(fixture: &str) -> u64 {
-    if fixture.starts_with("xen/witness-live") { 120 } else { 2 }
+    match fixture {
+        _ if fixture.starts_with("xen/witness-live") => 120,
+        _ if fixture.starts_with("qemu/") => 10,
+        _ => 2,
+    }
 }
 
 /// What a move from Xen to QEMU is known to change for one fixture.

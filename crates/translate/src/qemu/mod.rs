@@ -22,7 +22,7 @@ pub use self::stream::QemuSink;
 use crate::{
     Error, Result,
     component::{devices, irq, lapic, pending, timers, vcpu},
-    kvm_services,
+    cpu_features, kvm_services,
     refusal::{self, Policy},
     report::Report,
 };
@@ -68,6 +68,10 @@ pub struct Destination<'a> {
 /// Rate of the local APIC timer's clock under QEMU and KVM (hw/intc/apic.c; arch/x86/kvm/lapic.h, APIC_BUS_CYCLE_NS).
 pub const APIC_BUS_HZ: u64 = 1_000_000_000;
 
+/// Bits of physical addresses that QEMU's CPU models have unless told otherwise (target/i386/cpu.h,
+/// TCG_PHYS_ADDR_BITS).
+const PHYSICAL_BITS: u32 = 40;
+
 /// What components need to know about the destination.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
@@ -77,6 +81,8 @@ pub(crate) struct Target<'a> {
     /// QEMU's virtual clock at the instant of the save.
     pub(crate) clock_ns: u64,
     pub(crate) wall_ns: u64,
+    /// Bits of the guest's physical addresses.
+    pub(crate) physical_bits: u32,
     pub(crate) policy: &'a Policy,
 }
 
@@ -88,6 +94,7 @@ pub fn localise(vm: &Vm, destination: &Destination<'_>, report: &mut Report) -> 
         platform_hpet: destination.platform_hpet,
         clock_ns: timers::qemu::virtual_clock(&vm.timers.pm_timer, vm.clock.guest_ns),
         wall_ns: destination.wall_ns,
+        physical_bits: cpu_features::physical_bits(&vm.cpuid).unwrap_or(PHYSICAL_BITS).min(52),
         policy: destination.policy,
     };
     let mut vm = Cow::Borrowed(vm);

@@ -7,7 +7,9 @@ use super::{Accelerator, STAGE, Sections, Target};
 use crate::{Result, component::devices, report::Report};
 
 /// Fields that mean something to one accelerator only. The other's own were made from the model.
-const ACCELERATOR_BOUND: [(&str, &str); 9] = [
+const ACCELERATOR_BOUND: [(&str, &str); 11] = [
+    ("i8254", "channels"),
+    ("i8254", "channels[0].next_transition_time"),
     ("timer", "cpu_ticks_offset"),
     ("cpu", "env.hflags"),
     ("cpu", "env.mp_state"),

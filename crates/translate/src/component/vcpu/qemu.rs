@@ -31,7 +31,7 @@ pub(crate) fn localise(
     fpu(vcpu, target.accelerator, tree)?;
     vectors(vcpu, tree)?;
     msrs(vcpu, tree)?;
-    mtrrs(&vcpu.mtrrs, tree)?;
+    mtrrs(&vcpu.mtrrs, target, tree)?;
     event(vcpu, tree, target, report)?;
     tree.set_u64(
         "env.mp_state",
@@ -302,7 +302,13 @@ fn msrs(vcpu: &Vcpu, tree: &mut Tree) -> Result<()> {
     Ok(())
 }
 
-fn mtrrs(mtrrs: &Mtrrs, tree: &mut Tree) -> Result<()> {
+fn mtrrs(mtrrs: &Mtrrs, target: &Target<'_>, tree: &mut Tree) -> Result<()> {
+    // From KVM, masks come filled with ones up to bit 51, for a destination to take as many as it has (target/i386/
+    // kvm/kvm.c, kvm_get_msrs). Emulation takes them as they are.
+    let mask = match target.accelerator {
+        Accelerator::Kvm => u64::MAX,
+        Accelerator::Tcg => (1 << target.physical_bits) - 1,
+    };
     tree.set_u64("env.mtrr_deftype", mtrrs.def_type)?;
     for (index, value) in mtrrs.fixed.iter().enumerate() {
         tree.set_u64_at("env.mtrr_fixed", index, *value)?;
@@ -310,7 +316,7 @@ fn mtrrs(mtrrs: &Mtrrs, tree: &mut Tree) -> Result<()> {
     for (index, range) in mtrrs.variable.iter().enumerate() {
         if let Value::Struct(to) = tree.element_mut("env.mtrr_var", index)? {
             to.set_u64("base", range.base)?;
-            to.set_u64("mask", range.mask)?;
+            to.set_u64("mask", range.mask & mask)?;
         }
     }
     Ok(())
