@@ -11,7 +11,11 @@ use hyperferry_translate::{
 };
 use hyperferry_vm_model::Vm;
 
-use crate::{args::Destination, exit::Result, host};
+use crate::{
+    args::Destination,
+    exit::{Error, Result},
+    host,
+};
 
 impl Destination {
     /// The machine that was asked for.
