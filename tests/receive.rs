@@ -3,29 +3,32 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     reason = "tests may, their helpers too"
 )]
 
 mod common;
 
 use std::{
-    fs,
-    io::{Read, Write},
-    os::unix::{fs::symlink, net::UnixStream},
+    fs::{self, File},
+    io::{Read, Write, pipe},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::symlink, net::UnixStream},
+    },
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use common::{command, names, patch, plain, qemus, run, slim, start_of, text, with_config};
-use hyperferry_testkit::{Fixture, witness};
+use hyperferry_testkit::{
+    Fixture,
+    cut::{self, BANNER, GO, Kill, Phase, READY, REPORT, Strike},
+    witness,
+};
 use serde_json::Value;
-
-const BANNER: &[u8; 54] = b"xl migration receiver ready, send binary domain data.\n";
-const READY: &[u8; 34] = b"domain received, ready to unpause\0";
-const GO: &[u8; 44] = b"domain is yours, you are cleared to unpause\0";
-const REPORT: &[u8; 39] = b"my copy unpause results are as follows\0";
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -33,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 struct Move {
     folder: tempfile::TempDir,
     child: Child,
-    to: Option<ChildStdin>,
-    from: ChildStdout,
+    to: Option<File>,
+    from: File,
 }
 
 impl Move {
@@ -45,10 +48,40 @@ impl Move {
         let arguments = [&arguments[..], &["--serial", text(&serial)], more].concat();
         let errors = fs::File::create(folder.path().join("stderr")).unwrap();
         let mut command = command(&arguments);
-        command.env("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22");
+        command.env("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22").env("TMPDIR", folder.path());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
-        let (to, from) = (child.stdin.take(), child.stdout.take().unwrap());
-        Self { folder, child, to, from }
+        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (to, from) = (File::from(OwnedFd::from(to)), File::from(OwnedFd::from(from)));
+        Self { folder, child, to: Some(to), from }
+    }
+
+    /// Puts something between the two that strikes in that phase.
+    fn cut(&mut self, kill: Kill, at: Phase) {
+        let strike = Strike::new(kill, at, self.child.id());
+        let (from_us, to_cut) = pipe().unwrap();
+        let (from_cut, to_us) = pipe().unwrap();
+        let to = self.to.replace(File::from(OwnedFd::from(to_cut))).unwrap();
+        let from = std::mem::replace(&mut self.from, File::from(OwnedFd::from(from_cut)));
+        thread::spawn(move || cut::between((from_us, to_us), (from, to), |phase| strike.reached(phase)));
+    }
+
+    /// Sends a guest as `xl migrate` does.
+    fn send(&mut self, stream: &[u8]) -> Sent {
+        if !self.heard(BANNER) || self.to.as_mut().unwrap().write_all(stream).is_err() || !self.heard(READY) {
+            return Sent::Resumes;
+        }
+        self.says(GO);
+        match (self.heard(REPORT), self.heard(&[0])) {
+            (true, true) => Sent::Destroys,
+            (true, false) if self.heard(GO) => Sent::Resumes,
+            _ => Sent::KeepsItStopped,
+        }
+    }
+
+    fn heard(&mut self, words: &[u8]) -> bool {
+        let mut heard = Vec::new();
+        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
+        heard == words
     }
 
     /// Up to a guest that is loaded.
@@ -108,15 +141,19 @@ impl Move {
         self.steps().iter().map(|step| step["step"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The QEMUs with the monitor in this journal.
+    /// The QEMUs that wait for the guest, or have it.
     fn qemus(&self) -> Vec<u32> {
-        let journal = self.journal();
+        self.processes("-incoming")
+    }
+
+    /// Those whose command line has a path of ours and this word.
+    fn processes(&self, word: &str) -> Vec<u32> {
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let ours = entries.filter_map(|entry| {
             let line = fs::read(entry.path().join("cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line);
             let has = |word: &str| line.contains(word);
-            (has(text(&journal)) && has("-incoming")).then(|| entry.file_name().to_str()?.parse().ok())?
+            (has(text(self.folder.path())) && has(word)).then(|| entry.file_name().to_str()?.parse().ok())?
         });
         ours.collect()
     }
@@ -124,7 +161,7 @@ impl Move {
     /// No QEMU, no socket, and no word of the guest.
     #[track_caller]
     fn left_nothing(&self) {
-        wait_for("the end of QEMU", || self.qemus().is_empty());
+        wait_for("the end of QEMU", || self.processes("-S").is_empty());
         assert!(names(&self.journal()).iter().all(|name| name.ends_with(".journal")));
         for serial in names(self.folder.path()).iter().filter(|name| name.ends_with(".serial")) {
             assert_eq!(
@@ -158,9 +195,20 @@ impl Move {
     }
 }
 
+/// What the sender does with its own copy in the end.
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    /// It goes on there.
+    Resumes,
+    /// It stays, under another name, until somebody decides.
+    KeepsItStopped,
+    /// It is gone.
+    Destroys,
+}
+
 impl Drop for Move {
     fn drop(&mut self) {
-        for pid in self.qemus() {
+        for pid in self.processes("-S") {
             kill("-KILL", pid);
         }
         let _ = self.child.kill();
@@ -372,4 +420,79 @@ fn under_the_name_xl_only_xls_own_call_is_known() {
     symlink(env!("CARGO_BIN_EXE_hyperferry"), &xl).unwrap();
     common::finish(Command::new(&xl).arg("list"), None).expect(2).says("not `list`");
     common::finish(Command::new(&xl).args(["migrate-receive", "-r"]), None).expect(2).says("Remus");
+}
+
+/// In each phase, and QEMU of either version.
+fn kill_in_each_phase(what: Kill, phases: &[Phase], judge: impl Fn(Phase, Sent, &Move)) {
+    let stream = plain();
+    let qemus = qemus();
+    for (qemu, phase) in qemus.iter().cycle().zip(phases) {
+        let mut a_move = Move::begin(qemu, &["--allow", "tsc-frequency"]);
+        a_move.cut(what, *phase);
+        let sent = a_move.send(&stream);
+        a_move.goes_away();
+        a_move.child.wait().unwrap();
+        println!("{what} killed at {phase}: {sent:?}\n{}", a_move.resolve());
+        judge(*phase, sent, &a_move);
+    }
+}
+
+#[track_caller]
+fn stays_at_the_source(a_move: &Move) {
+    let resolved = a_move.resolve();
+    assert!(resolved.is_empty() || resolved.contains("at the source"), "{resolved}");
+    a_move.left_nothing();
+}
+
+#[track_caller]
+fn runs_here(a_move: &Move) {
+    assert_eq!(a_move.qemus().len(), 1);
+    let serial = a_move.folder.path().join("fixture.serial");
+    wait_for("beats", || witness::beats(&fs::read_to_string(&serial).unwrap()).len() >= 3);
+    assert!(a_move.resolve().contains("here: it runs"));
+}
+
+#[test]
+fn a_gateway_killed_in_any_phase_leaves_one_copy() {
+    kill_in_each_phase(Kill::Gateway, &Phase::ALL, |phase, sent, a_move| match phase {
+        Phase::Report => {
+            assert_eq!(sent, Sent::KeepsItStopped);
+            runs_here(a_move);
+        }
+        _ => {
+            assert_eq!(sent, if phase < Phase::Go { Sent::Resumes } else { Sent::KeepsItStopped }, "{phase}");
+            stays_at_the_source(a_move);
+        }
+    });
+}
+
+#[test]
+fn a_transport_cut_in_any_phase_leaves_one_copy() {
+    kill_in_each_phase(Kill::Transport, &Phase::ALL, |phase, sent, a_move| match phase {
+        Phase::Report => {
+            assert_eq!(sent, Sent::KeepsItStopped);
+            runs_here(a_move);
+        }
+        _ => {
+            assert_eq!(sent, if phase < Phase::Go { Sent::Resumes } else { Sent::KeepsItStopped }, "{phase}");
+            stays_at_the_source(a_move);
+        }
+    });
+}
+
+#[test]
+fn a_qemu_killed_in_any_phase_leaves_one_copy() {
+    // Before the configuration there is none.
+    let phases = &Phase::ALL[1..];
+    kill_in_each_phase(Kill::Qemu, phases, |phase, sent, a_move| match phase {
+        // It ran by then. That it ends afterwards is no matter of the move.
+        Phase::Report => {
+            assert_eq!(sent, Sent::Destroys);
+            assert!(a_move.resolve().contains("nowhere: it ran here"));
+        }
+        _ => {
+            assert_eq!(sent, Sent::Resumes, "{phase}");
+            stays_at_the_source(a_move);
+        }
+    });
 }

@@ -5,7 +5,9 @@
 //! * [`tools`] finds the QEMU versions and the `hyperferry` binary.
 //! * [`witness`] reads what the witness guests print.
 //! * [`lab`] reaches the two hosts of the lab.
+//! * [`cut`] stands between the two ends of a live move.
 
+pub mod cut;
 mod fixture;
 pub mod golden;
 pub mod lab;
