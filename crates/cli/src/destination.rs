@@ -52,6 +52,7 @@ impl Destination {
             shim: None,
             scope: None,
             files: None,
+            asked_at: None,
         })
     }
 }

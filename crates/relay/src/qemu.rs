@@ -54,6 +54,7 @@ pub struct Launch {
     console: bool,
     scope: Option<Scope>,
     log: Option<PathBuf>,
+    also_at: Option<PathBuf>,
 }
 
 impl Launch {
@@ -61,7 +62,22 @@ impl Launch {
     pub fn new<A: Into<String>>(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item = A>) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let environment = Vec::new();
-        Self { program: program.into(), arguments, environment, console: false, scope: None, log: None }
+        Self {
+            program: program.into(),
+            arguments,
+            environment,
+            console: false,
+            scope: None,
+            log: None,
+            also_at: None,
+        }
+    }
+
+    /// Lets QEMU answer at this socket as well: whoever finds it there without us can end it.
+    #[must_use]
+    pub fn also_at(mut self, socket: Option<&Path>) -> Self {
+        self.also_at = socket.map(Path::to_owned);
+        self
     }
 
     /// Lets QEMU write to our standard output, for `-serial stdio`. Its standard input stays closed.
@@ -141,6 +157,11 @@ impl Process {
             .arg(format!("socket,id={MONITOR},path={},server=off", escape(&path)))
             .arg("-mon")
             .arg(format!("chardev={MONITOR},mode=control"))
+            .args(
+                launch.also_at.iter().flat_map(|path| {
+                    ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", escape(path))]
+                }),
+            )
             .stdin(Stdio::null())
             .stdout(if launch.console { Stdio::inherit() } else { Stdio::null() })
             .stderr(to_stderr)

@@ -64,6 +64,8 @@ pub struct Landing {
     /// Where the files of that QEMU lie, up to their extension: `.log`, `.hpet.json`. Without it, what it says is
     /// lost once we leave.
     pub files: Option<PathBuf>,
+    /// Where a QEMU that is only asked answers too, so that one which outlives us can be found and ended.
+    pub asked_at: Option<PathBuf>,
 }
 
 /// What a translation came to.
@@ -120,7 +122,7 @@ impl Landing {
         TranslateError::unless_allowed(&report)?;
         if !vm.cpuid.leaves.is_empty() {
             let available =
-                cpu_model_features(&self.qemu, self.options.accelerator, self.base_model()).await?;
+                features(self.asked(bare(&self.qemu, self.options.accelerator)), self.base_model()).await?;
             let missing = cpu_features::missing(&vm.cpuid, &available);
             if !missing.is_empty() {
                 let what = format!(
@@ -147,7 +149,7 @@ impl Landing {
         let shim = self.shim.as_deref().map(shim).transpose()?;
         let launch = self.launch(source.outline());
         let launch = shim.iter().fold(launch, |launch, shim| shim.beside(launch));
-        let template = learn(&launch, progress).await?;
+        let template = learn(&self.asked(launch.clone()), progress).await?;
         let machine = template.machine().to_owned();
         let mut waiting = Waiting::start(&self.staying(&launch), progress.clone()).await?;
         let mut translation = self.translation(template, admitted, progress);
@@ -182,9 +184,13 @@ impl Landing {
         R: Read + Send + 'static,
         W: Write + Send + 'static,
     {
-        let template = learn(&self.launch(source.outline()), progress).await?;
+        let template = learn(&self.asked(self.launch(source.outline())), progress).await?;
         let translation = self.translation(template, admitted, progress);
         write(out, progress, move |out| translation.run(source, out).map(|(_, translated)| translated)).await
+    }
+
+    fn asked(&self, launch: Launch) -> Launch {
+        launch.also_at(self.asked_at.as_deref())
     }
 
     /// The CPU model that the guest's is made from: the user's, or all that the accelerator has.
@@ -321,9 +327,18 @@ pub async fn cpu_model_features(
     accelerator: Accelerator,
     model: &str,
 ) -> Result<BTreeMap<String, bool>> {
+    features(bare(qemu, accelerator), model).await
+}
+
+/// A QEMU without a machine.
+fn bare(qemu: &Path, accelerator: Accelerator) -> Launch {
+    let arguments = ["-machine", "none", "-accel", accelerator.name(), "-nodefaults", "-display", "none"];
+    Launch::new(qemu, arguments)
+}
+
+async fn features(launch: Launch, model: &str) -> Result<BTreeMap<String, bool>> {
     const DOING: &str = "naming the features of its CPU model";
-    let bare = ["-machine", "none", "-accel", accelerator.name(), "-nodefaults", "-display", "none"];
-    let mut qemu = Process::start(&Launch::new(qemu, bare)).await?;
+    let mut qemu = Process::start(&launch).await?;
     let question = json!({ "type": "full", "model": { "name": model } });
     let answer = qemu.execute(DOING, "query-cpu-model-expansion", question).await?;
     qemu.quit().await?;

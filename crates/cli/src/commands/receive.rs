@@ -132,6 +132,7 @@ async fn load(
     entry: &mut Entry,
     progress: &Progress,
 ) -> Result<(Arrived, Landing, Papers)> {
+    landing.asked_at = Some(entry.monitor().to_owned());
     let monitor = entry.monitor().display().to_string().replace(',', ",,");
     landing.extra.extend(["-qmp".to_owned(), format!("unix:{monitor},server=on,wait=off")]);
     if let Some(serial) = &arguments.serial {
