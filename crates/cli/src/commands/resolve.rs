@@ -109,6 +109,9 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
         _ => ("GUEST", "SOURCE"),
     };
     let aside = format!("{guest}--migratedaway");
+    // It is suspended, not paused: only `xl resume` (Xen 4.20) or the end of a checkpoint lets it go on.
+    let take_back =
+        format!("xl rename {aside} {guest} && {{ xl resume {guest} || xl save -c {guest} /dev/null; }}");
     let monitor = account.monitor();
     let monitor = monitor.display();
     let last = account.steps.last().map(|(_, step)| step);
@@ -117,7 +120,7 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
         (Some(Step::Failed { why }), _) => format!(
             "  at the source: ours is gone and never ran ({why})\n  \
              to be sure: ssh {host} xl list; if only {aside} is there: \
-             ssh {host} 'xl rename {aside} {guest} && xl unpause {guest}'"
+             ssh {host} '{take_back}'"
         ),
         (Some(Step::Running { .. } | Step::Go), Some("running")) => format!(
             "  here: it runs, QMP {monitor}\n  \
@@ -138,7 +141,7 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
         _ => format!(
             "  unknown: it was told to run here, and may have run for a moment; its QEMU is gone\n  \
              if its disks have not changed since: \
-             ssh {host} 'xl rename {aside} {guest} && xl unpause {guest}'; else start it anew"
+             ssh {host} '{take_back}'; else start it anew"
         ),
     }
 }
