@@ -1,5 +1,8 @@
 //! The two hosts of the lab, as tests reach them once `cargo xtask lab up` has booted them.
 
+pub mod console;
+pub mod live;
+
 use crate::tools;
 use anyhow::{Context, Result, bail};
 use std::fmt;
@@ -8,6 +11,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Shell lines that make the disk of every fixture that has one, as `fixture.disk`.
 pub const MAKE_DISK: &str = "truncate -s 1M fixture.disk
@@ -96,6 +101,18 @@ impl Host {
             bail!("the {self} host ended with {} after:\n{script}\n{printed}{errors}", output.status);
         }
         Ok(printed)
+    }
+
+    /// Waits until it answers.
+    pub fn wait(self, limit: Duration) -> Result<()> {
+        let began = Instant::now();
+        while self.run("true").is_err() {
+            if began.elapsed() > limit {
+                bail!("the {self} host does not answer");
+            }
+            sleep(Duration::from_secs(2));
+        }
+        Ok(())
     }
 
     /// Writes a file in it.

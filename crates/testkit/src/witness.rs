@@ -38,6 +38,11 @@ pub fn beats(serial: &str) -> Vec<Beat> {
     complete.lines().filter_map(Beat::read).collect()
 }
 
+/// The beat of one line, where it is one.
+pub fn beat(line: &str) -> Option<Beat> {
+    Beat::read(line)
+}
+
 /// Whether `after` continues `before` without a failed check and without a beat missing or repeated: the reason why not.
 pub fn continues(before: &str, after: &str, unseen_beats: u64) -> Result<(), String> {
     let (Some(last), after) = (beats(before).pop(), beats(after)) else {

@@ -34,12 +34,16 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 /// The tests of `tests/lab`, against both hosts.
 pub(crate) fn lab_test(arguments: &[String]) -> Result<()> {
     lab::up(&Host::ALL)?;
-    let binary = portable_binary()?;
+    let [binary, cut] = portable_binaries()?;
     step("testing in the lab (some minutes)");
     let mut test =
         cargo(["test", "--quiet", "--package", "hyperferry-testkit", "--features", "lab", "--test", "lab"]);
     // One after the other: the hosts are slow, and their guests share two emulated cores.
-    test.args(["--", "--test-threads=1", "--nocapture"]).args(arguments).env("HYPERFERRY_BIN", binary).run()
+    test.args(["--", "--test-threads=1", "--nocapture"])
+        .args(arguments)
+        .env("HYPERFERRY_BIN", binary)
+        .env("CUT_BIN", cut)
+        .run()
 }
 
 /// Rewrites the golden dumps beside the fixtures.
@@ -54,13 +58,14 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
     Ok(target_dir().join("release/hyperferry"))
 }
 
-/// A binary that brings its C library along: the lab's hosts may have an older one than this machine.
-fn portable_binary() -> Result<PathBuf> {
+/// `hyperferry` and `cut`, which bring their C library along: the lab's hosts may have an older one than this machine.
+pub(crate) fn portable_binaries() -> Result<[PathBuf; 2]> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     step("building hyperferry (release, static)");
-    let mut build = cargo(["build", "--release", "--quiet", "--package", "hyperferry", "--target", TARGET]);
+    let mut build =
+        cargo(["build", "--release", "--quiet", "--target", TARGET, "--bin", "hyperferry", "--bin", "cut"]);
     build.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static").run()?;
-    Ok(target_dir().join(TARGET).join("release/hyperferry"))
+    Ok(["hyperferry", "cut"].map(|name| target_dir().join(TARGET).join("release").join(name)))
 }
 
 fn target_dir() -> PathBuf {

@@ -3,6 +3,7 @@
 mod build;
 mod guests;
 mod host;
+mod live;
 
 pub(crate) use guests::witness;
 pub(crate) use host::describe;
@@ -10,7 +11,10 @@ pub(crate) use host::describe;
 use crate::sh::step;
 use anyhow::Result;
 use clap::Subcommand;
-use hyperferry_testkit::lab::Host;
+use hyperferry_testkit::{
+    cut::{Kill, Phase},
+    lab::{Host, live::Guest},
+};
 use std::fs;
 
 /// What can be done with the lab.
@@ -37,6 +41,24 @@ pub(crate) enum Action {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Move a guest live from the Xen host to the KVM host, again and again, booting them where needed. One line a move;
+    /// fails if one went wrong.
+    Move {
+        /// What moves: witness (bare metal, 2 vCPUs) or linux (256 MB); both in turn when none is named.
+        guest: Option<Guest>,
+        /// How many moves.
+        #[arg(long, default_value_t = 2)]
+        count: usize,
+        /// What is killed: gateway, qemu, transport, network or host. Without --at, in each phase.
+        #[arg(long)]
+        kill: Option<Kill>,
+        /// When: banner, configuration, pages, state, ready, go or report.
+        #[arg(long, requires = "kill")]
+        at: Option<Phase>,
+        /// Show what `xl migrate` and the receiver said, of good moves too.
+        #[arg(long)]
+        verbose: bool,
+    },
     /// Run a command in a host: `lab ssh xen -- xl list`. Without a command, a shell.
     Ssh {
         /// The host.
@@ -60,6 +82,7 @@ pub(crate) fn act(action: Action) -> Result<()> {
         }
         Action::Down { hosts } => named(hosts).into_iter().try_for_each(host::down),
         Action::Test { arguments } => crate::ci::lab_test(&arguments),
+        Action::Move { guest, count, kill, at, verbose } => live::run(guest, count, kill, at, verbose),
         Action::Ssh { host, command } => {
             let status = host.ssh(&command.join(" ")).status()?;
             std::process::exit(status.code().unwrap_or(1));
