@@ -1,4 +1,4 @@
-//! What becomes of a guest once it is here: its network, its configuration, the QEMU that has it.
+//! What becomes of a guest once it is here: its network, its configuration, what owns its QEMU, its next start.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,84 +11,189 @@ mod common;
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
-    time::Duration,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
-use common::{command, fixture, qemus, text};
-use hyperferry_testkit::lab;
+use common::{command, finish, fixture, plain, qemus, text, with_config};
+use hyperferry_testkit::{checkout, lab};
+use hyperferry_translate::{cpu_features, refusal::Policy, source::Source};
+use serde_json::{Value, json};
 
 /// The hardware address of the card that fixtures have.
 const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+const GO: &[u8] = b"domain is yours, you are cleared to unpause\0";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A guest with a display, a network card and a disk.
+fn furnished() -> Vec<u8> {
+    // It came without a disk to boot from, with a kernel that is not here.
+    with_config(&fixture("xen/witness-stdvga-e1000"), |config| {
+        config["b_info"].as_object_mut().unwrap().remove("kernel");
+    })
+}
+
+/// A disk that says `cold start` on the serial port when it is booted from.
+fn disk() -> Vec<u8> {
+    let mut disk = lab::disk();
+    // xor ax,ax; mov ds,ax; mov si,0x7c20; mov dx,0x3f8; next: lodsb; test al,al; jz end; out dx,al; jmp next; end: hlt; jmp end
+    let code = [
+        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x20, 0x7c, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb,
+        0xf8, 0xf4, 0xeb, 0xfd,
+    ];
+    disk[..code.len()].copy_from_slice(&code);
+    disk[0x20..0x2d].copy_from_slice(b"cold start\r\n\0");
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn end(pid: u32) {
+    let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// A folder with a stream, a disk and what a guest makes of them.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(stream: &[u8]) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::write(place.path("stream"), stream).unwrap();
+        fs::write(place.path("disk"), disk()).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.path(name)).unwrap_or_default()).into_owned()
+    }
+
+    /// The command, as far as it is the same for all of these tests.
+    fn command(&self, qemu: &Path, verb: &[&str]) -> Command {
+        let mut command = command(verb);
+        command.args(["--qemu", text(qemu), "--accel", "tcg", "--allow", "tsc-frequency"]);
+        command.arg("--map-disk").arg(format!("hda={}", text(&self.path("disk"))));
+        command.arg("--serial").arg(self.path("serial"));
+        command
+    }
+
+    fn land(&self, qemu: &Path) -> Command {
+        self.command(qemu, &["land", text(&self.path("stream"))])
+    }
+
+    /// Starts it and waits until the guest runs.
+    fn start(&self, mut command: Command) -> Landed<'_> {
+        let errors = fs::File::create(self.path("stderr")).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
+        let mut landed = Landed { place: self, child };
+        wait_for("running guest", || {
+            let said = self.read("stderr");
+            assert!(landed.child.try_wait().unwrap().is_none(), "{said}");
+            said.contains("the guest runs")
+        });
+        landed
+    }
+}
 
 /// A guest that runs here until this is dropped.
-struct Landed {
-    folder: tempfile::TempDir,
+struct Landed<'a> {
+    place: &'a Place,
     child: Child,
 }
 
-impl Landed {
-    /// Lands a stream in a folder of its own; `more` is for QEMU.
-    fn start(qemu: &Path, stream: &[u8], more: impl FnOnce(&Path) -> Vec<String>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let place = |name: &str| folder.path().join(name);
-        fs::write(place("stream"), stream).unwrap();
-        fs::write(place("disk"), lab::disk()).unwrap();
-        let disk = format!("hda={}", text(&place("disk")));
-        let (stream, serial) = (place("stream"), place("serial"));
-        let arguments = ["land", text(&stream), "--qemu", text(qemu), "--accel", "tcg", "--map-disk", &disk];
-        let mut command = command(&arguments);
-        command.args(["--serial", text(&serial), "--allow", "tsc-frequency", "--"]);
-        command.args(more(folder.path()));
-        let errors = fs::File::create(place("stderr")).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
-        Self { folder, child }
+impl Landed<'_> {
+    fn said(&self) -> String {
+        self.place.read("stderr")
     }
 
-    fn said(&self) -> String {
-        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
-    }
+    fn end(self) {}
 }
 
-impl Drop for Landed {
+impl Drop for Landed<'_> {
     fn drop(&mut self) {
         // It takes its QEMU with it.
-        let _ = std::process::Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
 }
 
-/// The far end of a cable that leads out of a guest's first card.
-struct Cable {
-    socket: UnixDatagram,
+/// QEMU's monitor.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    /// What lets QEMU listen.
+    fn arguments(place: &Place) -> [String; 2] {
+        ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", text(&place.path("qmp")))]
+    }
+
+    fn of(place: &Place) -> Self {
+        let mut monitor = Self(BufReader::new(UnixStream::connect(place.path("qmp")).unwrap()));
+        monitor.ask("qmp_capabilities", &json!({}));
+        monitor
+    }
+
+    #[track_caller]
+    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
+        let question = json!({ "execute": command, "arguments": arguments, "id": 7 });
+        writeln!(self.0.get_mut(), "{question}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "QEMU ended");
+            let answer: Value = serde_json::from_str(&line).unwrap();
+            if answer["id"] == 7 {
+                assert!(answer.get("error").is_none(), "{command}: {answer}");
+                return answer["return"].clone();
+            }
+        }
+    }
+
+    fn human(&mut self, line: &str) -> String {
+        self.ask("human-monitor-command", &json!({ "command-line": line })).as_str().unwrap().to_owned()
+    }
 }
 
+/// The far end of a cable that leads out of a guest's first card.
+struct Cable(UnixDatagram);
+
 impl Cable {
-    fn path(folder: &Path) -> PathBuf {
-        folder.join("cable")
-    }
-
     /// Has to be there before QEMU sends.
-    fn new(folder: &Path) -> Self {
-        let socket = UnixDatagram::bind(Self::path(folder)).unwrap();
+    fn new(place: &Place) -> Self {
+        let socket = UnixDatagram::bind(place.path("far")).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { socket }
+        Self(socket)
     }
 
-    /// What plugs it into the card that is left unconnected.
-    fn arguments(folder: &Path) -> Vec<String> {
-        let (near, far) = (folder.join("near"), Self::path(folder));
+    /// What plugs it into a card that is left unconnected.
+    fn arguments(place: &Place) -> [String; 4] {
+        let (near, far) = (place.path("near"), place.path("far"));
         let ends =
             format!("local.type=unix,local.path={},remote.type=unix,remote.path={}", text(&near), text(&far));
-        let netdevs = [format!("dgram,id=cable,{ends}"), "hubport,id=plug,hubid=0,netdev=cable".to_owned()];
-        netdevs.into_iter().flat_map(|netdev| ["-netdev".to_owned(), netdev]).collect()
+        [
+            "-netdev".into(),
+            format!("dgram,id=cable,{ends}"),
+            "-netdev".into(),
+            "hubport,id=plug,hubid=0,netdev=cable".into(),
+        ]
     }
 
     fn frame(&self) -> Vec<u8> {
         let mut frame = vec![0; 4096];
-        let length = self.socket.recv(&mut frame).unwrap();
+        let length = self.0.recv(&mut frame).unwrap();
         frame.truncate(length);
         frame
     }
@@ -103,17 +208,228 @@ fn announces(frame: &[u8], mac: [u8; 6]) -> bool {
 fn a_guest_announces_itself_more_than_once() {
     for qemu in qemus() {
         for name in ["xen/witness-stdvga-e1000", "xen/witness-cirrus-rtl8139"] {
-            let mut cable = None;
-            let landed = Landed::start(&qemu, &fixture(name), |folder| {
-                cable = Some(Cable::new(folder));
-                Cable::arguments(folder)
-            });
-            let cable = cable.unwrap();
+            let place = Place::new(&fixture(name));
+            let cable = Cable::new(&place);
+            let mut command = place.land(&qemu);
+            command.arg("--").args(Cable::arguments(&place));
+            let landed = place.start(command);
             // Five are QEMU's own.
             for count in 0..10 {
                 let frame = cable.frame();
                 assert!(announces(&frame, MAC), "{name}, frame {count}: {frame:02x?}\n{}", landed.said());
             }
         }
+    }
+}
+
+#[test]
+fn what_qemu_has_is_what_the_guest_was_configured_with() {
+    for qemu in qemus() {
+        let stream = with_config(&furnished(), |config| {
+            config["disks"][0]["format"] = "qcow2".into();
+            let drive = json!({"vdev": "hdc", "format": "empty", "is_cdrom": 1, "pdev_path": ""});
+            config["disks"].as_array_mut().unwrap().push(drive);
+        });
+        let place = Place::new(&stream);
+        let (raw, image) = (place.path("disk"), place.path("qcow2"));
+        let convert = ["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&image)];
+        let converted = Command::new(qemu.with_file_name("qemu-img")).args(convert).status().unwrap();
+        assert!(converted.success());
+        fs::rename(&image, &raw).unwrap();
+        let mut command = place.land(&qemu);
+        command.args(["--vnc", &format!("unix:{}/{{name}}.vnc", text(place.0.path()))]);
+        command.arg("--").args(Monitor::arguments(&place));
+        let landed = place.start(command);
+        let mut monitor = Monitor::of(&place);
+        let mut ask = |command: &str, arguments: Value| monitor.ask(command, &arguments);
+
+        let outline = Source::open(stream.as_slice(), Policy::default()).unwrap().outline().clone();
+        assert_eq!(ask("query-name", json!({}))["name"], "fixture");
+        assert_eq!(ask("query-uuid", json!({}))["UUID"], "4e7ba34e-f54d-4036-899b-bc84824acafb");
+        assert_eq!(ask("query-memory-size-summary", json!({}))["base-memory"], 16 << 20);
+        assert_eq!(ask("query-cpus-fast", json!({})).as_array().unwrap().len(), 1);
+        assert!(Path::new(&place.path("fixture.vnc")).exists(), "{}", landed.said());
+        assert_eq!(ask("query-vnc", json!({}))["enabled"], true);
+
+        let blocks = ask("query-block", json!({}));
+        let block = |name: &str| {
+            let of =
+                |block: &&Value| block["device"] == name || block["qdev"].as_str().unwrap().contains(name);
+            blocks.as_array().unwrap().iter().find(of).unwrap_or_else(|| panic!("{name}: {blocks}")).clone()
+        };
+        let hda = block("hda");
+        let inserted = &hda["inserted"];
+        assert_eq!((&inserted["drv"], &inserted["ro"]), (&"qcow2".into(), &false.into()));
+        assert_eq!(inserted["image"]["filename"], text(&raw));
+        let drives = blocks.as_array().unwrap();
+        assert!(
+            drives.len() == 2
+                && drives.iter().any(|drive| drive["removable"] == true && drive.get("inserted").is_none()),
+            "{blocks}"
+        );
+
+        let cards = ask("query-pci", json!({}));
+        let at = |slot: u64| {
+            let devices = cards[0]["devices"].as_array().unwrap();
+            let device = devices.iter().find(|device| device["slot"] == slot && device["function"] == 0);
+            device.map(|device| {
+                (device["id"]["vendor"].as_u64().unwrap(), device["id"]["device"].as_u64().unwrap())
+            })
+        };
+        assert_eq!((at(2), at(3)), (Some((0x1234, 0x1111)), Some((0x8086, 0x100e))), "VGA and e1000");
+
+        let cpu = "/machine/unattached/device[0]";
+        let mut property = |name: &str| ask("qom-get", json!({ "path": cpu, "property": name }));
+        assert_eq!(property("vendor").as_str().unwrap(), cpu_features::vendor(&outline.cpuid).unwrap());
+        let (family, model, stepping) = cpu_features::signature(&outline.cpuid).unwrap();
+        let here = ["family", "model", "stepping"].map(|name| property(name).as_u64().unwrap());
+        assert_eq!(here, [family, model, stepping].map(u64::from));
+        for (name, offered) in cpu_features::offered(&outline.cpuid).filter(|(_, offered)| !offered) {
+            assert_eq!(property(name), offered, "{name} was hidden from the guest");
+        }
+        let network = monitor.human("info network");
+        assert!(network.contains("e1000") && network.contains("macaddr=52:54:00:12:34:56"), "{network}");
+        let serial = monitor.human("info chardev");
+        assert!(serial.contains("serial0: filename=file"), "{serial}");
+    }
+}
+
+#[test]
+fn a_qemu_that_stays_holds_nothing_of_the_login_that_brought_it() {
+    for qemu in qemus() {
+        let place = Place::new(&plain());
+        let journal = place.path("journal");
+        let mut receive = place.command(&qemu, &["receive", "--journal", text(&journal)]);
+        // Standard output and error are pipes: this comes back only when nobody holds them any more.
+        let run = finish(&mut receive, Some(&[&plain(), GO].concat())).expect(0);
+        let (_, rest) = run.stderr.split_once("QEMU process ").unwrap();
+        let pid: u32 = rest.split(',').next().unwrap().parse().unwrap();
+        let open = |number: u32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
+        let ours = [0, 1, 2].map(open);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let log = fs::read_to_string(&ours[2]);
+        end(pid);
+        assert_eq!(ours[..2], ["/dev/null", "/dev/null"].map(PathBuf::from));
+        assert!(
+            ours[2].starts_with(&journal) && ours[2].extension().is_some_and(|end| end == "log"),
+            "{ours:?}"
+        );
+        assert!(log.is_ok());
+        // State, parent, process group: a terminal's signals go to another one.
+        let group = stat.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap().to_owned();
+        assert_eq!(group, pid.to_string());
+    }
+}
+
+#[test]
+fn a_terminal_that_is_closed_leaves_the_guest_running() {
+    for qemu in qemus().into_iter().take(1) {
+        let place = Place::new(&plain());
+        let mut land = place.land(&qemu);
+        land.args(["--detach", "--progress", "none"]);
+        let words = std::iter::once(land.get_program()).chain(land.get_args());
+        let words: Vec<_> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+        // A session of its own on a terminal of its own, gone when its leader is.
+        let run =
+            finish(Command::new("script").args(["-qec", &words.join(" "), "/dev/null"]), None).expect(0);
+        let (_, rest) = run.stdout.split_once("left running, process ").unwrap();
+        let pid: u32 = rest.trim().parse().unwrap();
+        let lines = || place.read("serial").lines().count();
+        let before = lines();
+        wait_for("further beats", || lines() > before + 2);
+        end(pid);
+    }
+}
+
+/// Xen's firmware lies in the guest's RAM, and cannot start a machine of QEMU's.
+#[test]
+fn a_guest_that_reboots_ends_its_qemu() {
+    for qemu in qemus() {
+        let place = Place::new(&furnished());
+        let mut command = place.land(&qemu);
+        command.arg("--").args(Monitor::arguments(&place));
+        let mut landed = place.start(command);
+        let mut monitor = Monitor::of(&place);
+        monitor.ask("system_reset", &json!({}));
+        wait_for("end of QEMU", || landed.child.try_wait().unwrap().is_some());
+        assert!(landed.said().contains("QEMU ended: host-qmp-system-reset"), "{}", landed.said());
+    }
+}
+
+#[test]
+fn a_script_starts_the_guest_anew_and_not_beside_itself() {
+    for qemu in qemus() {
+        let place = Place::new(&furnished());
+        let mut command = place.land(&qemu);
+        command.args(["--unit", "script", "--unit-directory", text(place.0.path())]);
+        let landed = place.start(command);
+        let script = place.path("hyperferry-fixture.sh");
+        wait_for("script", || script.exists() && landed.said().contains("starts it again"));
+        finish(&mut Command::new(&script), None).expect(1).says("still runs");
+        landed.end();
+        fs::remove_file(place.path("serial")).unwrap();
+        let mut again = Command::new(&script).args(["-name", "again"]).spawn().unwrap();
+        wait_for("cold start", || place.read("serial").contains("cold start"));
+        again.kill().unwrap();
+        again.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_moves() {
+    for qemu in qemus().into_iter().take(1) {
+        let place = Place::new(&plain());
+        fs::write(place.path("file"), "").unwrap();
+        let inside = place.path("file/units");
+        for option in [["--unit-directory", text(&inside)], ["--libvirt-xml", text(&inside)]] {
+            let mut command = place.land(&qemu);
+            command.args(["--unit", "script", "--unit-directory", text(place.0.path())]);
+            let mut command = if option[0] == "--libvirt-xml" { command } else { place.land(&qemu) };
+            if option[0] == "--unit-directory" {
+                command.args(["--unit", "script"]);
+            }
+            finish(command.args(option), None).expect(5).says("file/units");
+            assert!(!place.path("serial").exists(), "no QEMU was started");
+        }
+    }
+}
+
+/// Where a user's systemd can be started, in a `/run` of its own.
+#[test]
+fn systemd_owns_the_qemu_and_starts_the_guest_anew() {
+    let script = checkout().join("tests/systemd.sh");
+    for qemu in qemus().into_iter().take(1) {
+        let place = Place::new(&furnished());
+        let mut land = place.land(&qemu);
+        land.args(["--detach", "--unit", "systemd-user"]);
+        let mut command = Command::new("unshare");
+        command.arg("-m").arg(&script).arg(place.path("serial"));
+        command.arg(land.get_program()).args(land.get_args());
+        let run = finish(&mut command, None);
+        if run.code == 77 || run.stderr.contains("unshare failed") {
+            eprintln!("skipped: {}", run.stderr.trim());
+            return;
+        }
+        run.expect(0);
+    }
+}
+
+#[test]
+fn libvirt_takes_the_domain() {
+    for qemu in qemus().into_iter().take(1) {
+        let place = Place::new(&furnished());
+        let xml = place.path("fixture.xml");
+        let mut command = place.land(&qemu);
+        command.args(["--seconds", "0", "--libvirt-xml", text(&place.path("{name}.xml"))]);
+        finish(&mut command, None).expect(0).says("fixture.xml");
+        let domain = fs::read_to_string(&xml).unwrap();
+        assert!(domain.contains("machine=\"pc-i440fx-"), "not the machine that it has: {domain}");
+        if Command::new("virt-xml-validate").arg("--help").output().is_err() {
+            eprintln!("skipped: no virt-xml-validate, no virsh (Debian: libvirt-clients, libxml2-utils)");
+            return;
+        }
+        finish(Command::new("virt-xml-validate").arg(&xml).arg("domain"), None).expect(0);
+        finish(Command::new("virsh").args(["-q", "-c", "test:///default", "define", text(&xml)]), None)
+            .expect(0);
     }
 }

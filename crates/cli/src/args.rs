@@ -294,7 +294,7 @@ pub(crate) struct Destination {
     /// Where a disk is on this host, by its name in the guest's configuration (`hda`) or by the source's path
     #[arg(long, value_name = "NAME=PATH", value_parser = pair)]
     pub(crate) map_disk: Vec<(String, String)>,
-    /// Which bridge stands in for the source's
+    /// Which bridge stands in for the source's; `tap:NAME` is a tap device that is plugged in already
     #[arg(long, value_name = "A=B", value_parser = pair)]
     pub(crate) map_bridge: Vec<(String, String)>,
 }

@@ -181,10 +181,17 @@ fn disk(xml: &mut Xml, disk: &Disk, options: &args::Options) -> Written {
 
 fn interface(xml: &mut Xml, nic: &Nic, place: PciAddress, options: &args::Options) -> Written {
     let bridge = nic.bridge.as_ref().map(|bridge| options.bridges.get(bridge).unwrap_or(bridge));
-    let kind = if bridge.is_some() { "bridge" } else { "user" };
+    let tap = bridge.and_then(|place| place.strip_prefix(args::TAP));
+    let kind = match (tap, bridge) {
+        (Some(_), _) => "ethernet",
+        (None, Some(_)) => "bridge",
+        (None, None) => "user",
+    };
     xml.create_element("interface").with_attribute(("type", kind)).write_inner_content(|xml| {
         empty(xml, "mac", &[("address", &nic.mac)])?;
-        if let Some(bridge) = bridge {
+        if let Some(tap) = tap {
+            empty(xml, "target", &[("dev", tap), ("managed", "no")])?;
+        } else if let Some(bridge) = bridge {
             empty(xml, "source", &[("bridge", bridge)])?;
         }
         empty(xml, "model", &[("type", &nic.model)])?;

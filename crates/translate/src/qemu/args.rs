@@ -22,6 +22,8 @@ const DEFAULT_SPLIT: u64 = 0xc000_0000;
 
 /// The machine type that every QEMU has.
 const ANY_MACHINE: &str = "pc";
+/// How a place for a network card begins that is a tap device and no bridge.
+pub const TAP: &str = "tap:";
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -34,13 +36,13 @@ pub struct Options {
     pub cpu: Option<String>,
     /// Paths on this host in place of the source's, by virtual device name (`hda`) or by the source's path.
     pub disks: BTreeMap<String, String>,
-    /// Bridges on this host, by the source's name.
+    /// Bridges on this host by the source's name, or tap devices that somebody has plugged in there (`tap:NAME`).
     pub bridges: BTreeMap<String, String>,
     /// Where the first serial port goes, as QEMU's `-serial` takes it.
     pub serial: String,
     /// Where the display is shown, as QEMU's `-vnc` takes it.
     pub vnc: Option<String>,
-    /// Whether to bring memory for Xen's ACPI tables.
+    /// Whether to bring memory for Xen's ACPI tables: for a guest that Xen's firmware has started.
     pub acpi_window: bool,
     /// Whether QEMU is to have the guest's HPET; not where the platform shim has it.
     pub hpet: bool,
@@ -72,6 +74,9 @@ pub fn command_line(vm: &Vm, options: &Options) -> Vec<String> {
             "-device",
             format!("ivshmem-plain,memdev={ACPI_WINDOW},master=on,addr={ACPI_WINDOW_SLOT:02x}.0"),
         );
+        // Where QEMU's machine has its ROM after a reset, this guest has RAM with Xen's firmware in it, which would
+        // reset it again for ever (SeaBIOS, src/resume.c: `tryReboot`; src/fw/shadow.c: `qemu_prep_reset`).
+        args.flag("-no-reboot");
     }
     args.0
 }
@@ -343,8 +348,9 @@ fn network(vm: &Vm, options: &Options, places: &Places, args: &mut Arguments) {
         let bridge = nic.bridge.as_ref().and_then(|bridge| options.bridges.get(bridge));
         args.pair(
             "-netdev",
-            match bridge {
-                Some(bridge) => format!("bridge,id=net{index},br={bridge}"),
+            match bridge.map(|place| (place, place.strip_prefix(TAP))) {
+                Some((_, Some(tap))) => format!("tap,id=net{index},ifname={tap},script=no,downscript=no"),
+                Some((bridge, None)) => format!("bridge,id=net{index},br={bridge}"),
                 // A hub with one port: the card is there, and its cable leads nowhere.
                 None => format!("hubport,id=net{index},hubid={index}"),
             },
@@ -488,6 +494,18 @@ mod tests {
         }
         assert!(args.ends_with("-append a,b c") && !args.contains("ivshmem"), "{args}");
         assert!(!command_line(&vm, &Options::new(Accelerator::Tcg)).contains(&"-boot".to_owned()));
+    }
+
+    #[test]
+    fn a_card_is_plugged_into_a_bridge_or_a_tap_device() {
+        let netdev = |place: &str| {
+            let mut options = Options::new(Accelerator::Tcg);
+            options.bridges.insert("xenbr0".into(), place.into());
+            let args = command_line(&vm(), &options);
+            args.into_iter().find(|word| word.contains("id=net0")).unwrap()
+        };
+        assert_eq!(netdev("br0"), "bridge,id=net0,br=br0");
+        assert_eq!(netdev("tap:web0"), "tap,id=net0,ifname=web0,script=no,downscript=no");
     }
 
     #[test]
