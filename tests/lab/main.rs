@@ -3,3 +3,4 @@
 mod home;
 mod land;
 mod live;
+mod restore;

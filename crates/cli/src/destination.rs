@@ -7,7 +7,7 @@ use hyperferry_translate::{
     qemu::{Accelerator, args},
     refusal::{self, Policy},
     report::Report,
-    xen::Relocation,
+    xen::{Identity, Relocation},
 };
 use hyperferry_vm_model::Vm;
 
@@ -33,6 +33,7 @@ impl Destination {
         Relocation {
             disks: self.map_disk.iter().cloned().collect(),
             bridges: self.map_bridge.iter().cloned().collect(),
+            identity: Identity { uuid: host::random_uuid(), ..Identity::default() },
         }
     }
 

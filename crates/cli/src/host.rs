@@ -97,6 +97,12 @@ fn moment() -> (Instant, u64) {
     best.map_or_else(|| (Instant::now(), rdtsc()), |(_, now, ticks)| (now, ticks))
 }
 
+/// A UUID that nobody has.
+pub(crate) fn random_uuid() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
+    Some(text.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,7 +87,7 @@ async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result
 async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
     let template = match &arguments.template {
         Some(path) => xen::Template::from_stream(open_input(path)?.reader)?,
-        None => xen::Template::bundled()?,
+        None => xen::Template::bundled(source.outline())?,
     };
     let relocation = arguments.destination.relocation();
     let policy = arguments.loss.allow.policy();

@@ -24,6 +24,23 @@ pub struct Relocation {
     pub disks: BTreeMap<String, String>,
     /// Bridges, by their names at the source.
     pub bridges: BTreeMap<String, String>,
+    /// Name and UUID for a guest that brings none.
+    pub identity: Identity,
+}
+
+/// What libxl tells domains apart by.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Name.
+    pub name: String,
+    /// UUID in its text form.
+    pub uuid: Option<String>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self { name: "guest".to_owned(), uuid: None }
+    }
 }
 
 /// Wire to model.
@@ -217,11 +234,19 @@ pub(super) fn localise(vm: &Vm, relocation: &Relocation, report: &mut Report) ->
             ])
             .carried(&["serial_ports", "hpet", "xen_platform", "usb_devices", "boot", "vnc"])
             .derived("viridian, nested, passthrough", "refused before they come here");
-        return libxl_text(&relocated(made(&vm.config), relocation));
+        return libxl_text(&relocated(made(&vm.config, &relocation.identity), relocation));
     };
     report.record(BACK, "config").carried(&["*"]);
     let here = relocated(json.clone(), relocation);
     if here == json { own.to_owned() } else { libxl_text(&here) }
+}
+
+/// Whether the device model is given a kernel to start; it then has the interface through which firmware takes it.
+pub(super) fn names_kernel(vm: &Vm) -> bool {
+    let own = vm.xen.as_ref().and_then(|xen| serde_json::from_str::<Value>(&xen.config).ok());
+    own.is_some_and(|json| {
+        json.pointer("/b_info/kernel").and_then(Value::as_str).is_some_and(|name| !name.is_empty())
+    })
 }
 
 fn libxl_text(json: &Value) -> String {
@@ -229,7 +254,9 @@ fn libxl_text(json: &Value) -> String {
 }
 
 /// The configuration that `xl create` would have made for such a guest.
-fn made(config: &GuestConfig) -> Value {
+fn made(config: &GuestConfig, identity: &Identity) -> Value {
+    let name = if config.name.is_empty() { &identity.name } else { &config.name };
+    let uuid = config.uuid.as_ref().or(identity.uuid.as_ref());
     let total = (config.memory + config.video_memory) / KIB;
     let hvm = json!({
         "mmio_hole_memkb": config.mmio_hole.map(|hole| hole / KIB),
@@ -248,7 +275,7 @@ fn made(config: &GuestConfig) -> Value {
         "rdm": {},
     });
     let json = json!({
-        "c_info": { "type": "hvm", "name": config.name, "uuid": config.uuid, "run_hotplug_scripts": "True" },
+        "c_info": { "type": "hvm", "name": name, "uuid": uuid, "run_hotplug_scripts": "True" },
         "b_info": {
             "max_vcpus": config.max_vcpus,
             "avail_vcpus": (0..config.max_vcpus).collect::<Vec<_>>(),
@@ -414,6 +441,7 @@ mod tests {
         let relocation = Relocation {
             disks: [("hda".to_owned(), "/dev/vg/d1".to_owned())].into(),
             bridges: [("br0".to_owned(), "xenbr0".to_owned())].into(),
+            ..Relocation::default()
         };
         let moved = localise(&vm, &relocation, &mut Report::default());
         assert!(moved.contains("\"pdev_path\": \"/dev/vg/d1\"") && moved.contains("\"bridge\": \"xenbr0\""));

@@ -1,13 +1,16 @@
 //! EMULATOR_CONTEXT from the model, in the dialect of the host's device model.
 
-use hyperferry_qemu_stream::{DeviceState, Section};
+use hyperferry_qemu_stream::{DeviceState, Section, Value};
 use hyperferry_vm_model::{Device, PciAddress, Vm};
 use hyperferry_xen_stream::libxl;
 
-use super::Template;
+use super::{Template, config};
 use crate::{
     Error, Result,
-    component::devices::{self, pci},
+    component::{
+        devices::{self, pci},
+        timers,
+    },
     refusal::{self, Policy},
     report::Report,
 };
@@ -20,6 +23,9 @@ const XENS_OWN: [&str; 5] = ["i8259", "i8254", "pcspk", "kvmclock", "kvm-tpr-opt
 /// Sections of the machine rather than of a device, which a Xen machine does not send.
 const QEMUS_OWN: [&str; 5] = ["acpi_build", "globalstate", "slirp", "fw_cfg", "vmmouse"];
 
+/// The section that counts who asserts the wires of PCI bus 0.
+const ROOT_BUS: &str = "PCIBUS";
+
 /// Model to wire: the device model's state.
 pub(super) fn localise(
     vm: &Vm,
@@ -28,6 +34,7 @@ pub(super) fn localise(
     report: &mut Report,
 ) -> Result<libxl::EmulatorContext> {
     let mut sections = dummies(vm, template);
+    set_clock(vm, &mut sections)?;
     for device in &vm.devices {
         sections.extend(section(device, template, policy, report));
     }
@@ -41,10 +48,11 @@ pub(super) fn localise(
 
 /// Sections that hold nothing of the guest, as the template has them.
 fn dummies(vm: &Vm, template: &Template) -> Vec<Section> {
-    let given = |section: &&Section| {
-        !vm.devices.iter().any(|device| device.name == section.vmsd())
-            && !VCPU_DUMMIES.contains(&section.vmsd())
-            && ["timer", "fw_cfg", "ioapic", "hpet"].contains(&section.vmsd())
+    let fw_cfg = config::names_kernel(vm);
+    let given = |section: &&Section| match section.vmsd() {
+        "timer" | "ioapic" | "hpet" => true,
+        "fw_cfg" => fw_cfg,
+        _ => false,
     };
     let mut sections: Vec<_> = template.sections.iter().filter(given).cloned().collect();
     for instance in (0..).zip(&vm.vcpus).map(|(instance, _)| instance) {
@@ -55,18 +63,28 @@ fn dummies(vm: &Vm, template: &Template) -> Vec<Section> {
     sections
 }
 
-/// One vCPU's dummy: the template's of that number, or its first made into one.
+/// A guest whose firmware put the PM timer where Xen has none is served by the device model's own, which computes it from
+/// its virtual clock.
+fn set_clock(vm: &Vm, sections: &mut [Section]) -> Result<()> {
+    let own = timers::xen::io_ports_location(&vm.timers.pm_timer).is_none();
+    let clock = sections.iter_mut().find(|section| section.vmsd() == "timer").filter(|_| own);
+    if let Some(section) = clock {
+        section.tree.set_i64("cpu_clock_offset", i64::try_from(vm.clock.guest_ns).unwrap_or(0))?;
+    }
+    Ok(())
+}
+
+/// One vCPU's dummy: the template's of that number, or its last made into one.
 fn vcpu_dummy(template: &Template, vmsd: &str, instance: u32) -> Option<Section> {
     let of_kind = || template.sections.iter().filter(|section| section.vmsd() == vmsd);
     if let Some(same) = of_kind().find(|section| section.instance_id == instance) {
         return Some(same.clone());
     }
-    let mut section = of_kind().next()?.clone();
+    let mut section = of_kind().next_back()?.clone();
     section.instance_id = instance;
-    // As after reset: all but the first wait, and the first alone has the bootstrap bit.
-    let _ = section.tree.set_u64("halted", 1);
-    let _ = section.tree.set_u64("id", instance.into());
-    let _ = section.tree.set_u64("apicbase", 0xfee0_0800);
+    if let Ok(id) = section.tree.field_mut("id") {
+        *id = Value::Unsigned { width: 1, value: instance.into() };
+    }
     Some(section)
 }
 
@@ -83,6 +101,10 @@ fn section(device: &Device, template: &Template, policy: &Policy, report: &mut R
             .record(STAGE, format_args!("device {name}"))
             .dropped("*", "belongs to the QEMU that is left behind");
         return None;
+    }
+    if name == ROOT_BUS {
+        report.record(STAGE, "device PCIBUS").derived("*", "counted again from the devices' interrupt pins");
+        return template.section(name).cloned();
     }
     let Some(mut section) = template.section(name).cloned() else {
         report
@@ -146,8 +168,8 @@ fn count_interrupts(sections: &mut [Section]) -> Result<()> {
             }
         }
     }
-    let Some(bus) = sections.iter_mut().find(|section| section.vmsd() == "PCIBUS") else {
-        return Err(Error::NoSection("PCIBUS".to_owned()));
+    let Some(bus) = sections.iter_mut().find(|section| section.vmsd() == ROOT_BUS) else {
+        return Err(Error::NoSection(ROOT_BUS.to_owned()));
     };
     for (wire, count) in counts.iter().enumerate() {
         bus.tree.set_u64_at("irq_count", wire, (*count).into())?;

@@ -29,7 +29,7 @@ use hyperferry_vm_model::{CpuidLeaf, CpuidPolicy, MemoryLayout, MsrPolicyEntry, 
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::{Event, StreamReader, libxc, libxl};
 
-pub use self::config::Relocation;
+pub use self::config::{Identity, Relocation};
 pub use self::held::HeldPages;
 pub use self::sink::{Destination, XenSink};
 pub use self::template::Template;

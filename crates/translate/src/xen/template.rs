@@ -3,6 +3,9 @@
 //! Sections of EMULATOR_CONTEXT have no lengths, and their fields change with QEMU's version. So the ones that are
 //! written repeat the ones that a guest of that host had: any save file will do. Without one the bundled ones are
 //! taken, saved by Xen 4.17 with QEMU 7.2 (Debian 12) and stripped of their memory.
+//!
+//! libxl starts the device model as machine `xenfv` for a guest with the platform device, and as `pc` for one without
+//! (tools/libs/light/libxl_dm.c); `xenfv` keeps to an old QEMU's sections.
 
 use std::io::Read;
 
@@ -14,10 +17,12 @@ use hyperferry_xen_stream::{Event, StreamReader, hvm, libxc, libxl};
 use super::{cpuid_leaf, msr_entry};
 use crate::{Error, Result};
 
-const BUNDLED: [&[u8]; 2] = [
-    include_bytes!("../../templates/xen-4.17-qemu-7.2-cirrus.xen"),
-    include_bytes!("../../templates/xen-4.17-qemu-7.2-std.xen"),
-];
+/// Two vCPUs, standard VGA, e1000, a disk, a CD-ROM drive, a USB tablet.
+const PC: &[u8] = include_bytes!("../../templates/pc-std-e1000.xen");
+/// The same with the platform device, a Cirrus VGA and rtl8139.
+const XENFV: &[u8] = include_bytes!("../../templates/xenfv-cirrus-rtl8139.xen");
+/// Sections of the machine itself: another machine's are no substitute.
+const OF_THE_MACHINE: [&str; 1] = ["PCIHost"];
 
 /// A Xen host's dialect.
 #[derive(Clone, Debug)]
@@ -72,15 +77,14 @@ impl Template {
         })
     }
 
-    /// The dialect of Xen 4.17 with QEMU 7.2.
-    pub fn bundled() -> Result<Self> {
-        let [first, others @ ..] = BUNDLED;
-        let mut template = Self::from_stream(first)?;
-        for other in others {
-            for section in Self::from_stream(other)?.sections {
-                if template.section(section.vmsd()).is_none() {
-                    template.sections.push(section);
-                }
+    /// The dialect of Xen 4.17 with QEMU 7.2, for a guest like this one.
+    pub fn bundled(outline: &Vm) -> Result<Self> {
+        let (own, other) = if outline.config.xen_platform { (XENFV, PC) } else { (PC, XENFV) };
+        let mut template = Self::from_stream(own)?;
+        for section in Self::from_stream(other)?.sections {
+            let vmsd = section.vmsd();
+            if template.section(vmsd).is_none() && !OF_THE_MACHINE.contains(&vmsd) {
+                template.sections.push(section);
             }
         }
         Ok(template)

@@ -72,6 +72,18 @@ pub(crate) fn legacy_image(fpu: &Fpu, xmm: &[[u8; 16]; 16]) -> [u8; 512] {
     image
 }
 
+/// The components that hold something: those that XSTATE_BV names, and those that are not in their initial state. QEMU's
+/// emulation does not keep XSTATE_BV up to date.
+pub(crate) fn in_use(vcpu: &Vcpu) -> u64 {
+    let initial = Fpu { mxcsr: vcpu.fpu.mxcsr, ..Fpu::default() };
+    let holds = |component: u32, holds: bool| u64::from(holds) << component;
+    vcpu.xstate_bv
+        | holds(bit::X87, vcpu.fpu != initial)
+        | holds(bit::SSE, vcpu.vectors.xmm != [[0; 16]; 16] || vcpu.fpu.mxcsr != Fpu::default().mxcsr)
+        | holds(bit::AVX, vcpu.vectors.ymm_high != [[0; 16]; 16])
+        | holds(bit::PKRU, vcpu.pkru.is_some_and(|pkru| pkru != 0))
+}
+
 /// Where the components of an XSAVE area lie, and how long it is, in the standard format of a CPUID policy.
 struct Places<'a>(&'a CpuidPolicy);
 
@@ -92,7 +104,8 @@ pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result
     let places = Places(policy);
     let mut area = legacy_image(&vcpu.fpu, &vcpu.vectors.xmm).to_vec();
     area.extend([0; 64]);
-    put(&mut area, 512, &(vcpu.xstate_bv & components).to_le_bytes());
+    let in_use = in_use(vcpu);
+    put(&mut area, 512, &(in_use & components).to_le_bytes());
     for component in (bit::AVX..u64::BITS).filter(|component| components >> component & 1 == 1) {
         let (offset, size) = places.of(component).ok_or(component)?;
         let end = offset + size;
@@ -100,7 +113,7 @@ pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result
             area.resize(end, 0);
         }
         // A component in its initial state is told by XSTATE_BV; its bytes say nothing.
-        if vcpu.xstate_bv >> component & 1 == 1 {
+        if in_use >> component & 1 == 1 {
             put(&mut area, offset, &component_bytes(vcpu, component));
         }
     }
