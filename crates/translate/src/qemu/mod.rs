@@ -337,10 +337,15 @@ fn interrupt_pins(vm: &Vm, sections: &mut Sections<'_>) -> Vec<irq::qemu::IntxPi
 /// What is true of every Xen HVM guest and of no freshly started QEMU.
 fn platform(sections: &mut Sections<'_>) -> Result<()> {
     // RAM behind the BIOS area: Xen's firmware lives in RAM there, QEMU's would show its ROM (82441FX, PAM0 to PAM6).
+    // Each half of a register is an area; bit 0 reads RAM, bit 1 writes it. A guest that was born under QEMU has said so.
     let bridge = sections.get("I440FX", 0)?;
-    devices::pci::set_config_byte(bridge, 0x59, 0x30)?;
-    for register in 0x5a..=0x5f {
-        devices::pci::set_config_byte(bridge, register, 0x33)?;
+    for register in 0x59..=0x5f {
+        let found = devices::pci::config(bridge).and_then(|config| config.get(register).copied());
+        let found = found.unwrap_or_default();
+        let halves = if register == 0x59 { &[4][..] } else { &[0, 4] };
+        let unread = halves.iter().filter(|shift| found >> **shift & 1 == 0);
+        let value = unread.fold(found, |value, shift| value | 3 << shift);
+        devices::pci::set_config_byte(bridge, register, value)?;
     }
     // The firmware has run: nobody will patch ACPI tables any more.
     if let Some(tree) = sections.find("acpi_build", 0) {
