@@ -34,6 +34,7 @@ impl Destination {
             disks: self.map_disk.iter().cloned().collect(),
             bridges: self.map_bridge.iter().cloned().collect(),
             identity: Identity { uuid: host::random_uuid(), ..Identity::default() },
+            ..Relocation::default()
         }
     }
 

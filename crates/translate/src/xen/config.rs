@@ -17,7 +17,7 @@ const STAGE: &str = "Xen -> model";
 const BACK: &str = "model -> Xen";
 const KIB: u64 = 1024;
 
-/// What a guest's disks and bridges are called on the Xen host.
+/// What a guest and its surroundings are called on the Xen host.
 #[derive(Clone, Debug, Default)]
 pub struct Relocation {
     /// Files of disks, by the disk's name (`hda`) or by the file's name at the source.
@@ -26,6 +26,10 @@ pub struct Relocation {
     pub bridges: BTreeMap<String, String>,
     /// Name and UUID for a guest that brings none.
     pub identity: Identity,
+    /// The guest itself, if not as at the source.
+    pub name: Option<String>,
+    /// Where its first serial port goes, as `serial` in a guest's configuration says it.
+    pub serial: Option<String>,
 }
 
 /// What libxl tells domains apart by.
@@ -343,6 +347,13 @@ fn without_nulls(json: Value) -> Value {
 fn relocated(mut json: Value, relocation: &Relocation) -> Value {
     rename(&mut json, "disks", &["vdev", "pdev_path"], "pdev_path", &relocation.disks);
     rename(&mut json, "nics", &["bridge"], "bridge", &relocation.bridges);
+    for (place, key, value) in
+        [("/c_info", "name", &relocation.name), ("/b_info/type.hvm", "serial", &relocation.serial)]
+    {
+        if let (Some(value), Some(Value::Object(object))) = (value, json.pointer_mut(place)) {
+            object.insert(key.to_owned(), value.as_str().into());
+        }
+    }
     json
 }
 
