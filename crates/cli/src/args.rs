@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
 
 use crate::{
-    commands::{receive::Receive, resolve::Resolve},
+    commands::{receive::Receive, resolve::Resolve, send::Send},
     stay::Stay,
 };
 
@@ -66,7 +66,10 @@ pub(crate) enum Command {
     /// Take a running guest from `xl migrate` on a Xen host; see docs/live-move.md
     #[command(after_long_help = long_help())]
     Receive(Receive),
-    /// Say which copy of each received guest may run
+    /// Move a running guest from a QEMU on this host to a Xen host; see docs/live-move.md
+    #[command(after_long_help = send_help())]
+    Send(Send),
+    /// Say which copy of each guest that came in or left may run
     Resolve(Resolve),
     /// Compare two VMs: field, left, right
     #[command(after_long_help = DIFF_HELP)]
@@ -88,6 +91,20 @@ page frames and a checksum. With --json: one document a line, the first with `sc
 const VERIFY_HELP: &str = "\
 Reserved bits must be zero, records known and in their order, nothing may follow the end. The device model's state inside a
 Xen stream is decoded, encoded again and compared, and a QEMU stream's sections must be those of its own description.";
+
+const SEND_HELP: &str = "\
+The guest runs on while its pages are sent, stands still for the last of them, and runs on at the destination. Nothing is
+installed on the Xen host: its own `xl migrate-receive` takes the guest in. Until it has been told to run the guest, every
+failure, Ctrl-C, and the end of hyperferry itself give the guest back to its QEMU, which runs it on. Behind that QEMU keeps
+its copy stopped unless the destination says that its own is gone; `hyperferry resolve` says which one may run.
+
+  hyperferry send /run/web.qmp xen2                      by ssh xen2 xl migrate-receive
+  hyperferry send 3097 xen2 --map-bridge br0=xenbr0      QEMU by its process id
+  hyperferry send /run/web.qmp --ssh 'ssh -p 2222' xen2
+  hyperferry send /run/web.qmp -- ssh kvm2 hyperferry receive
+
+QEMU needs a QMP monitor that nobody else is connected to (-qmp unix:/run/web.qmp,server=on,wait=off), a `pc` machine and
+emulated devices.";
 
 const DIFF_HELP: &str = "\
 Both inputs are brought into the neutral model first, so a Xen save file can be compared with a checkpoint. Memory is
@@ -346,11 +363,16 @@ fn allowed(name: &str) -> Result<String, String> {
     }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok((from.to_owned(), to.to_owned())),
         _ => Err("wanted two words with a `=` between them".to_owned()),
     }
+}
+
+/// How a guest is sent, and what every help ends with.
+fn send_help() -> String {
+    format!("{SEND_HELP}\n\n{}", long_help())
 }
 
 /// The refusals with their effects, and the exit codes.

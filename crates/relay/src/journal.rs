@@ -33,6 +33,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use hyperferry_vm_model::Vm;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,9 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// Files that lie beside the journal's for a QEMU: what it said, and the state of its HPET.
 const LEFT_BY_QEMU: [&str; 2] = ["log", "hpet.json"];
+
+/// Beside the file of a guest that came from Xen: what only Xen knows of it.
+const HOME: &str = "home";
 
 /// One step of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,18 +152,38 @@ impl Journal {
         Ok(Entry { file, path, monitor, last: None })
     }
 
-    /// All moves, oldest first.
-    pub fn accounts(&self) -> Result<Vec<Account>> {
+    /// What a Xen said of the guest with this UUID when it last came in.
+    pub fn home_of(&self, uuid: &str) -> Result<Option<Vm>> {
+        let mut paths = self.files(HOME)?;
+        while let Some(path) = paths.pop() {
+            let failed = |source| file_error(&path, "reading what Xen said of a guest", source);
+            let file = File::open(&path).map_err(failed)?;
+            let vm: Vm =
+                serde_json::from_reader(io::BufReader::new(file)).map_err(|error| failed(error.into()))?;
+            if vm.config.uuid.as_deref() == Some(uuid) {
+                return Ok(Some(vm));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Files of the directory of one kind, by the time in their names.
+    fn files(&self, extension: &str) -> Result<Vec<PathBuf>> {
         let failed = |source| file_error(&self.directory, "listing the journal", source);
         let mut paths = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            if path.extension() == Some(OsStr::new("journal")) {
+            if path.extension() == Some(OsStr::new(extension)) {
                 paths.push(path);
             }
         }
         paths.sort();
-        let accounts: Result<Vec<_>> = paths.into_iter().map(Account::read).collect();
+        Ok(paths)
+    }
+
+    /// All moves, oldest first.
+    pub fn accounts(&self) -> Result<Vec<Account>> {
+        let accounts: Result<Vec<_>> = self.files("journal")?.into_iter().map(Account::read).collect();
         Ok(accounts?.into_iter().filter(|account| !account.steps.is_empty()).collect())
     }
 }
@@ -192,6 +216,16 @@ impl Entry {
         }
         self.last = Some(line.step);
         Ok(())
+    }
+
+    /// Keeps what only Xen knows of a guest, so that it can go home as it came.
+    pub fn keep_home(&self, vm: &Vm) -> Result<()> {
+        let Vm { origin, config, memory, cpuid, xen, .. } = vm.clone();
+        let kept = Vm { origin, config, memory, cpuid, xen, ..Vm::default() };
+        let path = self.path.with_extension(HOME);
+        let failed = |source| file_error(&path, "writing what Xen said of a guest", source);
+        let text = serde_json::to_vec(&kept).map_err(io::Error::from).map_err(failed)?;
+        fs::write(&path, text).map_err(failed)
     }
 
     /// The file.

@@ -21,6 +21,7 @@
 
 pub mod facts;
 pub mod guest;
+mod passage;
 mod receiver;
 
 use std::{
@@ -39,6 +40,7 @@ use hyperferry_xen_stream::xl::PERMISSION_TO_GO;
 pub use self::{
     facts::Facts,
     guest::{Guest, Pace},
+    passage::{Passage, Xen},
     receiver::Receiver,
 };
 use crate::{
@@ -153,7 +155,7 @@ impl Departure {
         if let Err(error) = entry.note(Step::Left) {
             tracing::warn!(%error, "the guest runs there, and the journal does not say so");
         }
-        self.progress.enter(Phase::Done);
+        self.progress.enter(Phase::Running);
         let ended = if keep { Ok(()) } else { self.guest.quit().await };
         self.receiver.leave().await;
         Ok(Sent { silence, ended })
@@ -161,10 +163,11 @@ impl Departure {
 
     /// Up to the permission. After an error the receiver has not got it, not even a part.
     async fn give(&mut self, entry: &mut Entry) -> Result<()> {
-        self.progress.enter(Phase::Resume);
+        self.progress.enter(Phase::HandOver);
         entry.note(Step::Ready { pid: None })?;
         self.guest.let_go().await?;
         entry.note(Step::Go)?;
+        self.progress.enter(Phase::Resume);
         if let Err(error) = self.receiver.say(PERMISSION_TO_GO) {
             tracing::debug!(%error, "the permission");
             return Err(self.receiver.ended("before it could be told to run the guest").await);

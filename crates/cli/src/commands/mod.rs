@@ -10,6 +10,7 @@ mod man;
 pub(crate) mod qemu_args;
 pub(crate) mod receive;
 pub(crate) mod resolve;
+pub(crate) mod send;
 mod verify;
 
 use std::path::Path;
@@ -40,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::LibvirtXml(arguments) => libvirt_xml::run(&arguments),
         Command::Land(arguments) => land::run(arguments, &words),
         Command::Receive(arguments) => receive::run(arguments, &words),
+        Command::Send(arguments) => send::run(arguments, &words),
         Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

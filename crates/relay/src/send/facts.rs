@@ -69,6 +69,8 @@ pub struct Facts {
     pub machine: String,
     /// `7.2.22`.
     pub version: String,
+    /// Its first number.
+    pub major: u32,
     /// Whether it runs under KVM.
     pub kvm: bool,
     /// How its administrator described it, as far as QEMU can tell.
@@ -90,7 +92,7 @@ impl Facts {
         let machine = asking.get("/machine", "type").await?;
         let machine = machine.as_str().unwrap_or_default().trim_end_matches("-machine").to_owned();
         let devices = asking.devices().await?;
-        let version = asking.guest.version().to_string();
+        let (version, major) = (asking.guest.version().to_string(), asking.guest.version().major);
         let migration = asking.guest.execute("query-migrate", json!({})).await?;
         let blocked = migration.get("blocked-reasons").and_then(Value::as_array);
         let blocked = blocked.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
@@ -100,7 +102,7 @@ impl Facts {
         let memory = asking.memory(config.memory).await?;
         let cpuid = asking.cpuid().await?;
         let devices = devices.into_iter().map(|device| device.kind).collect();
-        Ok(Self { machine, version, kvm, config, memory, cpuid, devices, blocked })
+        Ok(Self { machine, version, major, kvm, config, memory, cpuid, devices, blocked })
     }
 
     /// What is known of the VM before its memory.
@@ -120,7 +122,18 @@ impl Facts {
         if !MACHINES.iter().any(|known| self.machine.starts_with(known)) {
             let what = format!("machine {} is not the i440FX PC that Xen's guests have", self.machine);
             let remedy = "boot the guest on machine type pc before the move";
-            policy.refuse(&mut report, refusal::DOMAIN_TYPE, what, remedy);
+            policy.refuse(&mut report, refusal::MACHINE, what, remedy);
+        }
+        // Since 9.0 and up to 10.1 at least, emulation forgets which block a dirty page is in, and ends itself when the
+        // first block, which a -object is, is shorter than the one asked about (tlb_reset_dirty_range_all).
+        if !self.kvm && self.major >= 9 && self.devices.iter().any(|kind| kind.starts_with("ivshmem")) {
+            let what = format!(
+                "QEMU {} under emulation aborts when it migrates a guest that has an ivshmem device, and the guest is \
+                 lost",
+                self.version
+            );
+            let remedy = "under KVM it does not; under emulation use QEMU 7.2, or shut the guest down and start it there";
+            policy.refuse(&mut report, refusal::MACHINE, what, remedy);
         }
         if self.config.viridian {
             let what = "the guest is offered Hyper-V enlightenments (hv-…)";
@@ -153,12 +166,14 @@ impl Facts {
         for (kind, count) in foreign {
             let times = if count > 1 { format!(" ({count} of them)") } else { String::new() };
             let what = format!("{kind}{times}: Xen's device model has no such device");
-            let remedy = if kind.starts_with("virtio") {
-                "boot the guest from emulated devices (IDE disks, e1000 or rtl8139) before the move"
+            let (refusal, remedy) = if kind.starts_with("virtio") {
+                let remedy =
+                    "boot the guest from emulated devices (IDE disks, e1000 or rtl8139) before the move";
+                (refusal::VIRTIO, remedy)
             } else {
-                "remove it before the move"
+                (refusal::DEVICE, "remove it before the move")
             };
-            policy.refuse(&mut report, refusal::DEVICE, what, remedy);
+            policy.refuse(&mut report, refusal, what, remedy);
         }
         report
     }
@@ -440,10 +455,14 @@ mod tests {
             report.refusals().map(|finding| (finding.name, finding.what.clone())).collect::<Vec<_>>()
         };
         assert_eq!(refused(&facts("pc-i440fx-7.2", &[])), []);
-        assert_eq!(refused(&facts("pc-q35-7.2", &[]))[0].0, "domain-type");
+        assert_eq!(refused(&facts("pc-q35-7.2", &[]))[0].0, "machine");
         let found = refused(&facts("pc-i440fx-10.0", &["virtio-net-pci", "virtio-net-pci", "vfio-pci"]));
-        assert_eq!(found.iter().map(|found| found.0).collect::<Vec<_>>(), ["passthrough", "device"]);
+        assert_eq!(found.iter().map(|found| found.0).collect::<Vec<_>>(), ["passthrough", "virtio"]);
         assert!(found[1].1.starts_with("virtio-net-pci (2 of them)"), "{found:?}");
+        let window = Facts { major: 10, ..facts("pc-i440fx-10.0", &["ivshmem-plain"]) };
+        assert!(refused(&window)[0].1.contains("aborts when it migrates"));
+        assert_eq!(refused(&Facts { kvm: true, ..window.clone() }), []);
+        assert_eq!(refused(&Facts { major: 7, ..window }), []);
         let blocked = Facts { blocked: vec!["x".to_owned()], ..facts("pc-i440fx-7.2", &[]) };
         assert!(refused(&blocked)[0].1.contains("does not migrate"));
     }
