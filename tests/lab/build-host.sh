@@ -1,8 +1,8 @@
 #!/bin/bash
 # Builds one lab host from Debian packages: `cargo xtask lab build` calls it as root.
 # usage: build-host.sh xen|kvm OUT
-# environment: SOURCES (lines for apt), APT_OPTIONS (a file of apt settings), KEY (public ssh key),
-#              QEMU (directory with 7.2/ and 10.0/)
+# environment: SUITE (Debian's name for the release), SOURCES (lines for apt), APT_OPTIONS (a file of apt settings),
+#              KEY (public ssh key), XEN (its version, for the Xen host), QEMU (directory with 7.2/ and 10.0/)
 # result: OUT/{kernel,initrd,disk.img}, for the Xen host also OUT/xen.elf
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -24,8 +24,13 @@ small_initrd='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-t
   printf "virtio_pci\nvirtio_blk\next4\n" > "$1/usr/share/initramfs-tools/modules.d/lab"'
 
 packages=$(grep -hv '^#' "$here/packages" "$here/$host/packages" | paste -sd,)
+if [ "$host" = xen ]; then
+  packages+=,xen-hypervisor-$XEN-amd64,xen-utils-$XEN
+  # The device model got a package of its own after Debian 11.
+  if [ "$XEN" = 4.14 ]; then packages+=,qemu-system-x86; else packages+=,qemu-system-xen; fi
+fi
 mmdebstrap --quiet --mode=root --variant=minbase --format=directory --aptopt="$APT_OPTIONS" "${slim[@]}" \
-  --essential-hook="$small_initrd" --include="$packages" bookworm "$tree" - <<<"$SOURCES"
+  --essential-hook="$small_initrd" --include="$packages" "$SUITE" "$tree" - <<<"$SOURCES"
 
 mkdir -p "$tree/guest" "$tree/opt/qemu" "$tree/root/.ssh"
 cp "$KEY" "$tree/root/.ssh/authorized_keys"
@@ -37,7 +42,7 @@ cp "$tree"/boot/initrd.img-* "$out/initrd"
 case $host in
 xen)
   install -m 755 "$here"/xen/allow-avx "$here"/xen/record-migration "$tree/usr/local/bin/"
-  zcat "$tree"/boot/xen-4.17-amd64.gz > "$out/xen.elf" ;;  # QEMU's -kernel wants the unpacked multiboot ELF
+  zcat "$tree"/boot/xen-"$XEN"-amd64.gz > "$out/xen.elf" ;;  # QEMU's -kernel wants the unpacked multiboot ELF
 kvm) cp -a "$QEMU"/7.2 "$QEMU"/10.0 "$tree/opt/qemu/" ;;
 esac
 

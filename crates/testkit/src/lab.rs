@@ -1,4 +1,4 @@
-//! The two hosts of the lab, as tests reach them once `cargo xtask lab up` has booted them.
+//! The hosts of the lab, as tests reach them once `cargo xtask lab up` has booted them.
 
 pub mod console;
 pub mod live;
@@ -28,8 +28,12 @@ pub fn disk() -> Vec<u8> {
 /// A host of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// Xen 4.17 with a Debian dom0.
+    /// Xen 4.17 with a Debian 12 dom0.
     Xen,
+    /// An older sender: Xen 4.14 with a Debian 11 dom0.
+    Xen414,
+    /// A newer sender: Xen 4.20 with a Debian 13 dom0.
+    Xen420,
     /// Linux 6.12 with KVM and both QEMU versions.
     Kvm,
 }
@@ -38,6 +42,8 @@ impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Host::Xen => "xen",
+            Host::Xen414 => "xen-4.14",
+            Host::Xen420 => "xen-4.20",
             Host::Kvm => "kvm",
         })
     }
@@ -47,20 +53,33 @@ impl FromStr for Host {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|host| host.to_string() == name).context("the hosts are xen and kvm")
+        let named = Self::EVERY.into_iter().find(|host| host.to_string() == name);
+        named.context("the hosts are xen, xen-4.14, xen-4.20 and kvm")
     }
 }
 
 impl Host {
-    /// Both.
-    pub const ALL: [Host; 2] = [Host::Xen, Host::Kvm];
+    /// The two that most of the lab is about.
+    pub const PAIR: [Host; 2] = [Host::Xen, Host::Kvm];
+    /// All of them.
+    pub const EVERY: [Host; 4] = [Host::Xen, Host::Xen414, Host::Xen420, Host::Kvm];
+
+    /// The Xen that it runs.
+    pub fn xen_version(self) -> Option<&'static str> {
+        match self {
+            Host::Xen => Some("4.17"),
+            Host::Xen414 => Some("4.14"),
+            Host::Xen420 => Some("4.20"),
+            Host::Kvm => None,
+        }
+    }
 
     /// Where its images and, while it runs, its files are.
     pub fn dir(self) -> PathBuf {
         tools::lab().join(self.to_string())
     }
 
-    /// The key that opens both hosts.
+    /// The key that opens every host.
     pub fn key() -> PathBuf {
         tools::lab().join("id_lab")
     }
@@ -77,6 +96,8 @@ impl Host {
         match self {
             Host::Xen => 2232,
             Host::Kvm => 2233,
+            Host::Xen414 => 2234,
+            Host::Xen420 => 2235,
         }
     }
 

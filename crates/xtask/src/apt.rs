@@ -55,9 +55,13 @@ fn configured_mirror() -> Result<Option<String>> {
 
 /// The source lines of [`RELEASE`], and of [`BACKPORTS`] where wanted, as apt reads them.
 pub(crate) fn sources(backports: bool) -> Result<Vec<String>> {
-    let mirror = mirror()?;
-    let line = |suite: &str| format!("deb [signed-by={KEYRING}] {mirror} {suite} main");
-    Ok(if backports { vec![line(RELEASE), line(BACKPORTS)] } else { vec![line(RELEASE)] })
+    let own = source(RELEASE)?;
+    Ok(if backports { vec![own, source(BACKPORTS)?] } else { vec![own] })
+}
+
+/// The source line of one suite.
+pub(crate) fn source(suite: &str) -> Result<String> {
+    Ok(format!("deb [signed-by={KEYRING}] {} {suite} main", mirror()?))
 }
 
 /// The machine's own settings for reaching a mirror (proxies, clock checks), for tools with an apt of their own.

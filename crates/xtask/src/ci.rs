@@ -33,7 +33,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 
 /// The tests of `tests/lab`, against both hosts.
 pub(crate) fn lab_test(arguments: &[String]) -> Result<()> {
-    lab::up(&Host::ALL)?;
+    lab::up(&Host::PAIR)?;
     let [binary, cut] = portable_binaries()?;
     step("testing in the lab (some minutes)");
     let mut test =

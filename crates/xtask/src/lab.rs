@@ -1,4 +1,4 @@
-//! The two-host lab: a real Xen host and a real KVM host, both under software emulation on this machine.
+//! The lab: real Xen hosts and a real KVM host, all under software emulation on this machine.
 
 mod build;
 mod guests;
@@ -20,19 +20,22 @@ use std::fs;
 /// What can be done with the lab.
 #[derive(Subcommand)]
 pub(crate) enum Action {
-    /// Build the disk images from Debian packages (about 3 min; done again only when their recipe in
+    /// Build the disk images from Debian packages (about 2 min each; done again only when their recipe in
     /// tests/lab changed).
-    Build,
+    Build {
+        /// Which hosts: xen, kvm, and the other senders xen-4.14 and xen-4.20; xen and kvm when none is named.
+        hosts: Vec<Host>,
+    },
     /// Boot the hosts, building them first where needed (about 1 min; 2 cores and 3 GiB each).
     Up {
-        /// Which hosts; both when none is named.
+        /// Which hosts; xen and kvm when none is named.
         hosts: Vec<Host>,
     },
     /// Tell which hosts run and how to reach them.
     Status,
     /// Stop the hosts. What was changed inside them is forgotten.
     Down {
-        /// Which hosts; both when none is named.
+        /// Which hosts; all when none is named.
         hosts: Vec<Host>,
     },
     /// Run the tests of tests/lab against both hosts, booting them where needed.
@@ -72,15 +75,15 @@ pub(crate) enum Action {
 /// Does it.
 pub(crate) fn act(action: Action) -> Result<()> {
     match action {
-        Action::Build => Host::ALL.into_iter().try_for_each(build::provide),
-        Action::Up { hosts } => up(&named(hosts)),
+        Action::Build { hosts } => named(hosts, &Host::PAIR).into_iter().try_for_each(build::provide),
+        Action::Up { hosts } => up(&named(hosts, &Host::PAIR)),
         Action::Status => {
-            for host in Host::ALL {
+            for host in Host::EVERY {
                 step(host::status(host));
             }
             Ok(())
         }
-        Action::Down { hosts } => named(hosts).into_iter().try_for_each(host::down),
+        Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(host::down),
         Action::Test { arguments } => crate::ci::lab_test(&arguments),
         Action::Move { guest, count, kill, at, verbose } => live::run(guest, count, kill, at, verbose),
         Action::Ssh { host, command } => {
@@ -114,6 +117,6 @@ fn provide_guests(host: Host) -> Result<()> {
     host.send(&guests::witness()?, "/guest/witness.bzimage")
 }
 
-fn named(hosts: Vec<Host>) -> Vec<Host> {
-    if hosts.is_empty() { Host::ALL.to_vec() } else { hosts }
+fn named(hosts: Vec<Host>, otherwise: &[Host]) -> Vec<Host> {
+    if hosts.is_empty() { otherwise.to_vec() } else { hosts }
 }

@@ -30,8 +30,8 @@ pub(super) fn start(host: Host) -> Result<bool> {
     // Linux with KVM rewrites its own code when VMs come and go; emulated on two threads it now and then runs what it
     // has just replaced, and dies of an int3 in __schedule. One thread cannot.
     let accelerator = match host {
-        Host::Xen => "tcg,thread=multi",
         Host::Kvm => "tcg,thread=single",
+        Host::Xen | Host::Xen414 | Host::Xen420 => "tcg,thread=multi",
     };
     let mut qemu = command(program, ["-accel", accelerator, "-cpu", CPU, "-machine", "q35"]);
     qemu.args(["-smp", "2", "-no-reboot", "-daemonize"]);
@@ -40,7 +40,7 @@ pub(super) fn start(host: Host) -> Result<bool> {
     qemu.args(["-drive", "file=disk.img,if=virtio,format=raw,snapshot=on,cache=unsafe"]);
     qemu.args(["-nic", &format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{port}-:22")]);
     match host {
-        Host::Xen => {
+        Host::Xen | Host::Xen414 | Host::Xen420 => {
             let xen = "console=com1 com1=115200,8n1 dom0_mem=1024M dom0_max_vcpus=2 loglvl=all guest_loglvl=all \
                            noreboot cpuidle=0 spec-ctrl=eager-fpu";
             let dom0 = "kernel console=hvc0 root=/dev/vda rw init=/lab-init net.ifnames=0 quiet,initrd";

@@ -21,7 +21,7 @@ pub(crate) fn run(
     at: Option<Phase>,
     verbose: bool,
 ) -> Result<()> {
-    super::up(&Host::ALL)?;
+    super::up(&Host::PAIR)?;
     let [hyperferry, cut] = portable_binaries()?;
     let live = Live::set_up(&hyperferry, &cut)?;
     let guests = guest.map_or_else(|| vec![Guest::Linux, Guest::Witness], |guest| vec![guest]);
