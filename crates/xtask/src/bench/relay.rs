@@ -1,0 +1,62 @@
+//! Streams through sockets: a feeder, what is measured, and a sink.
+
+use super::{Taken, finish};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The step in which everybody here reads and writes: the relay's own (`crates/relay/src/lane.rs`), and that of `cat`.
+const STEP: usize = 128 << 10;
+
+/// A command between two sockets.
+pub(super) fn through(mut command: Command, from: File) -> Result<Taken> {
+    let (input, feeder) = feed(from)?;
+    let (output, sink) = sink()?;
+    command.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output)).stderr(Stdio::piped());
+    let child = command.spawn().context("cannot start the relay")?;
+    // The command holds the ends of the sockets as long as it lives.
+    drop(command);
+    let peak_kib = finish(child)?;
+    joined(feeder)??;
+    Ok(Taken { elapsed: joined(sink)??, peak_kib })
+}
+
+/// Writes a file into a socket.
+fn feed(mut from: File) -> Result<(UnixStream, JoinHandle<Result<()>>)> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let writer = thread::spawn(move || {
+        let mut buffer = vec![0; STEP];
+        loop {
+            let count = from.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            ours.write_all(buffer.get(..count).unwrap_or_default())?;
+        }
+    });
+    Ok((theirs, writer))
+}
+
+/// Reads a socket to its end, and says how long that took from the first byte: what a relay does before it has anything
+/// to say, such as asking QEMU for a template, is not its throughput.
+fn sink() -> Result<(UnixStream, JoinHandle<Result<Duration>>)> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let reader = thread::spawn(move || {
+        let mut buffer = vec![0; STEP];
+        let mut began = None;
+        while ours.read(&mut buffer)? > 0 {
+            began.get_or_insert_with(Instant::now);
+        }
+        Ok(began.context("the relay wrote nothing")?.elapsed())
+    });
+    Ok((theirs, reader))
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a thread of the benchmark panicked"))
+}
