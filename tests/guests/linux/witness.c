@@ -1,5 +1,6 @@
 // The Linux witness: keeps a pattern in memory, rewrites a part of it and verifies a part of it for ever, and prints one line
-// each time round. Static, no arguments but the pattern's size in megabytes (32).
+// each time round. Static. Arguments: the pattern's size in megabytes (32), and a period in milliseconds: then a beat begins
+// that often, as long as the machine keeps up, and memory is dirtied at a known rate (64 pages a beat).
 //
 //   CLOCKS source=NAME available=NAMES event=NAME cpus=N      once at start, and again when the clock source changes
 //   WITNESS beat=N bad=N fx=F mono=S wall=S gap=S
@@ -77,8 +78,19 @@ static double seconds(clockid_t clock) {
     return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+// Sleeps until a period after the last time; a beat that took longer starts a new count.
+static void keep_time(double period) {
+    static double next;
+    double now = seconds(CLOCK_MONOTONIC);
+    next = next + period > now ? next + period : now;
+    struct timespec until = {.tv_sec = (time_t)next, .tv_nsec = (long)((next - (time_t)next) * 1e9)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL))
+        ;
+}
+
 int main(int argc, char **argv) {
     size_t mb = argc > 1 ? strtoul(argv[1], NULL, 10) : 32;
+    double period = argc > 2 ? strtoul(argv[2], NULL, 10) / 1e3 : 0;
     pages = mb * 1024 * 1024 / PAGE;
     memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     generation = calloc(pages, sizeof(*generation));
@@ -107,6 +119,9 @@ int main(int argc, char **argv) {
         printf("WITNESS beat=%llu bad=%llu fx=%.6f mono=%.3f wall=%.0f gap=%.3f\n", (unsigned long long)beat, (unsigned long long)bad, fx,
                now - start, seconds(CLOCK_REALTIME), now - previous);
         previous = now;
-        usleep(PAUSE_US);
+        if (period > 0)
+            keep_time(period);
+        else
+            usleep(PAUSE_US);
     }
 }
