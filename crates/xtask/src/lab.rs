@@ -4,6 +4,7 @@ mod build;
 mod guests;
 mod host;
 mod live;
+mod measure;
 
 pub(crate) use guests::witness;
 pub(crate) use host::describe;
@@ -62,6 +63,9 @@ pub(crate) enum Action {
         #[arg(long)]
         verbose: bool,
     },
+    /// Move a Linux guest from Xen to Xen, from Xen to QEMU and from QEMU to QEMU, and print what each costs: silence on
+    /// the serial port and on pings, total time, bytes, rounds (about 5 min a round).
+    Measure(measure::Options),
     /// Run a command in a host: `lab ssh xen -- xl list`. Without a command, a shell.
     Ssh {
         /// The host.
@@ -86,6 +90,7 @@ pub(crate) fn act(action: Action) -> Result<()> {
         Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(host::down),
         Action::Test { arguments } => crate::ci::lab_test(&arguments),
         Action::Move { guest, count, kill, at, verbose } => live::run(guest, count, kill, at, verbose),
+        Action::Measure(options) => measure::run(&options),
         Action::Ssh { host, command } => {
             let status = host.ssh(&command.join(" ")).status()?;
             std::process::exit(status.code().unwrap_or(1));

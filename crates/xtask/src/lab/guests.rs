@@ -52,7 +52,8 @@ fn fetch_kernel(out: &Path) -> Result<()> {
         .collect::<Result<_, _>>()?;
     let kernel = kernels.iter().find(|path| path.to_string_lossy().contains("vmlinuz"));
     fs::copy(kernel.context("the kernel's package holds no kernel")?, out.join("vmlinuz"))?;
-    let modules = fs::read_dir(unpacked.join("lib/modules"))?.next().context("the kernel has no modules")??;
+    let modules =
+        fs::read_dir(unpacked.join("lib/modules"))?.next().context("the kernel has no modules")??;
     let driver = modules.path().join("kernel/drivers/net/ethernet/intel/e1000").join(DRIVER);
     fs::copy(&driver, out.join(DRIVER)).with_context(|| format!("no {}", driver.display()))?;
     Ok(())

@@ -1,0 +1,383 @@
+//! `cargo xtask lab measure`: what a move costs, seen from outside, in one run of the lab.
+//!
+//! One Linux guest that dirties its memory at a known rate is moved from Xen to Xen, from Xen to QEMU by `hyperferry receive`, and
+//! from QEMU to QEMU, in this order and without a new start, so that all moves meet the same guest and the same load. Each
+//! time the stream passes an ssh connection through this machine, and once more QEMU's own passes a UNIX socket.
+//!
+//! *Silence* is the longest time between two lines on the guest's serial port, and between two answers of its emulated
+//! network card to pings; *usual* is what these are without a move (medians). Each host tells times by its own clock;
+//! [`clock`] sets the hosts' clocks against ours before and after each move.
+
+#![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people")]
+
+mod clock;
+mod watch;
+
+use super::{host, up};
+use crate::ci;
+use crate::sh::{Run, step};
+use anyhow::{Context, Result, bail, ensure};
+use clock::Clock;
+use hyperferry_testkit::lab::Host;
+use serde::Serialize;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use watch::Seen;
+
+/// How it is measured.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// How often the guest is started and goes the whole way.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Memory of the guest, MiB.
+    #[arg(long, default_value_t = 128)]
+    memory: u32,
+    /// A beat of the guest begins that often, milliseconds; each rewrites 64 pages and prints a line.
+    #[arg(long, default_value_t = 200)]
+    period: u32,
+    /// QEMU on the destination.
+    #[arg(long, default_value = "10.0", value_parser = ["7.2", "10.0"])]
+    qemu: String,
+    /// A file for every single move, and all that was printed during it.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+const GUEST: &str = "measure";
+const ADDRESS: &str = "10.77.0.2";
+const MAC: &str = "00:16:3e:4d:00:02";
+/// Everything of ours in a host.
+const DIR: &str = "/root/measure";
+const PING_MS: u32 = 50;
+/// What belongs to a move: what was seen from this much before its command to this much after.
+const AROUND: Duration = Duration::from_secs(6);
+/// From inside a host this machine is 10.0.2.2.
+const SSH: &str = "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -i /root/.ssh/id_lab";
+
+/// The moves, in the order in which they are made.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+enum Way {
+    #[serde(rename = "Xen to Xen, ssh")]
+    XenToXen,
+    #[serde(rename = "Xen to QEMU, ssh")]
+    XenToQemu,
+    #[serde(rename = "QEMU to QEMU, ssh")]
+    QemuToQemu,
+    #[serde(rename = "QEMU to QEMU, socket")]
+    QemuToQemuSocket,
+}
+
+const WAYS: [(Way, &str); 4] = [
+    (Way::XenToXen, "Xen to Xen, ssh"),
+    (Way::XenToQemu, "Xen to QEMU, ssh"),
+    (Way::QemuToQemu, "QEMU to QEMU, ssh"),
+    (Way::QemuToQemuSocket, "QEMU to QEMU, socket"),
+];
+
+/// What was seen of one move.
+#[derive(Serialize)]
+struct Moved {
+    way: Way,
+    /// Of the command, seconds.
+    total: f64,
+    /// Bytes that the sender's network card sent; none for a socket.
+    sent: u64,
+    /// Rounds of copying; 0 where nobody says.
+    rounds: u64,
+    #[serde(flatten)]
+    seen: Seen,
+    /// What was said during it, each line with seconds since its start.
+    said: Vec<(f64, String)>,
+}
+
+/// Measures, and prints the table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let [binary, _] = ci::portable_binaries()?;
+    let mut lab = Lab::new(options, &binary, false)?;
+    let mut moves = Vec::new();
+    for repeat in 1..=options.repeats {
+        step(format!("round {repeat} of {}", options.repeats));
+        match lab.round(&mut moves) {
+            Ok(()) => {}
+            // A fault of the emulation (tests/lab/README.md) may stay in a host as long as it runs.
+            Err(error) => {
+                step(format!("round {repeat} ended early: {error:#}"));
+                lab = Lab::new(options, &binary, true)?;
+            }
+        }
+        lab.clean();
+        if let Some(path) = &options.json {
+            fs::write(path, serde_json::to_vec_pretty(&moves)?)?;
+        }
+    }
+    print(&moves)
+}
+
+/// What all rounds need in the hosts: the programs, a way from host to host, a network of their own.
+fn prepare(binary: &Path) -> Result<()> {
+    let scripts = crate::paths::checkout().join("tests/lab/measure");
+    let key = fs::read(Host::key())?;
+    for host in Host::PAIR {
+        host.run(&format!("mkdir -p {DIR} /root/.ssh"))?;
+        host.send(&key, "/root/.ssh/id_lab")?;
+        for script in ["probe", "move-qemu", "bridge-helper"] {
+            host.send(&fs::read(scripts.join(script))?, &format!("{DIR}/{script}"))?;
+        }
+        // The hosts look the same to the guest: what it has learnt about its neighbour stays true.
+        host.run(&format!(
+            "chmod 600 /root/.ssh/id_lab; chmod +x {DIR}/*; modprobe bridge
+             ip link show lab0 >/dev/null 2>&1 || ip link add lab0 type bridge forward_delay 0
+             ip link set lab0 address 02:00:0a:4d:00:01 up
+             ip address replace 10.77.0.1/24 dev lab0
+             ip neighbour replace {ADDRESS} lladdr {MAC} dev lab0 nud permanent"
+        ))?;
+    }
+    Host::Kvm
+        .run(&format!("mkdir -p /usr/lib/qemu; cp {DIR}/bridge-helper /usr/lib/qemu/qemu-bridge-helper"))?;
+    Host::Kvm.run(&format!("rm -f {DIR}/hyperferry"))?;
+    Host::Kvm.send(&fs::read(binary)?, &format!("{DIR}/hyperferry"))?;
+    Host::Kvm.run(&format!("chmod +x {DIR}/hyperferry")).map(drop)
+}
+
+/// The QEMU that has the guest, in the KVM host.
+struct Qemu {
+    pid: u64,
+    qmp: String,
+}
+
+struct Lab<'a> {
+    clocks: [Clock; 2],
+    options: &'a Options,
+    qemu: Option<Qemu>,
+}
+
+impl<'a> Lab<'a> {
+    /// Both hosts, ready; booted anew if wanted.
+    fn new(options: &'a Options, binary: &Path, anew: bool) -> Result<Self> {
+        if anew {
+            Host::PAIR.into_iter().try_for_each(host::down)?;
+        }
+        up(&Host::PAIR)?;
+        prepare(binary)?;
+        Ok(Self { clocks: [Clock::start(Host::Xen)?, Clock::start(Host::Kvm)?], options, qemu: None })
+    }
+
+    /// One guest, all the way.
+    fn round(&mut self, moves: &mut Vec<Moved>) -> Result<()> {
+        self.clean();
+        self.start()?;
+        for (way, name) in WAYS {
+            let moved = self.measure(way).with_context(|| name.to_owned())?;
+            step(format!(
+                "{name}: {:.2} s in all, silence {:.2} s (ping {:.2} s), {} rounds",
+                moved.total, moved.seen.serial, moved.seen.ping, moved.rounds
+            ));
+            moves.push(moved);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let Options { memory, period, .. } = self.options;
+        let config = format!(
+            r#"name="{GUEST}"
+type="hvm"
+memory={memory}
+vcpus=1
+kernel="/guest/vmlinuz"
+ramdisk="/guest/initrd.gz"
+cmdline="console=ttyS0 nokaslr nopv quiet clocksource=tsc tsc=reliable hpet=disable witness.mb=4 witness.ms={period} witness.ip={ADDRESS}/24"
+serial="file:{DIR}/serial"
+vif=["type=ioemu,model=e1000,mac={MAC},bridge=lab0"]
+nographic=1
+vga="none"
+xen_platform_pci=0
+on_crash="preserve"
+on_reboot="preserve"
+on_poweroff="preserve"
+"#
+        );
+        Host::Xen.send(config.as_bytes(), &format!("{DIR}/guest.cfg"))?;
+        for host in Host::PAIR {
+            host.run(&format!(
+                "cd {DIR}; rm -f serial log
+                 setsid ./probe {ADDRESS} {DIR}/serial {PING_MS} >log 2>probe.said </dev/null & echo $! >probe.pid"
+            ))?;
+        }
+        Host::Xen.run(&format!("xl create -q {DIR}/guest.cfg"))?;
+        let ready = |log: &str| {
+            watch::beats(log) >= 30 && log.lines().rev().take(200).any(|line| line.contains(" ping "))
+        };
+        self.wait_for(Host::Xen, Duration::from_secs(400), ready).context("the guest does not start")
+    }
+
+    /// Waits until the log of a host's probe is as it should be.
+    fn wait_for(&self, host: Host, limit: Duration, ready: impl Fn(&str) -> bool) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let log = host.run(&format!("tail -n 2000 {DIR}/log"))?;
+            if ready(&log) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let end: Vec<_> = log.lines().rev().take(5).collect();
+                bail!("the {host} host saw only this in {} s: {end:#?}", limit.as_secs());
+            }
+            sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn measure(&mut self, way: Way) -> Result<Moved> {
+        let (sender, receiver) = match way {
+            Way::XenToXen => (Host::Xen, Host::Xen),
+            Way::XenToQemu => (Host::Xen, Host::Kvm),
+            Way::QemuToQemu | Way::QemuToQemuSocket => (Host::Kvm, Host::Kvm),
+        };
+        sleep(AROUND);
+        for clock in &mut self.clocks {
+            clock.set()?;
+        }
+        let sent_before = sent_by(sender)?;
+        let beats = |host: Host| Ok::<_, anyhow::Error>(watch::beats(&host.run(&format!("cat {DIR}/log"))?));
+        let (began, beats_before) = (clock::now(), beats(receiver)?);
+        let began_at = Instant::now();
+        let (said, mut rounds) = match way {
+            Way::XenToXen => self.by_xl(&format!("{SSH} -p {}", Host::Xen.port()), "root@10.0.2.2")?,
+            Way::XenToQemu => {
+                let receive = format!(
+                    "{DIR}/hyperferry receive -vv --progress json --qemu qemu-{} --journal {DIR}/journal --serial {DIR}/serial \
+                     --map-bridge lab0=lab0",
+                    self.options.qemu
+                );
+                self.by_xl("", &format!("exec {SSH} -p {} root@10.0.2.2 {receive}", Host::Kvm.port()))?
+            }
+            Way::QemuToQemu | Way::QemuToQemuSocket => (Vec::new(), 0),
+        };
+        let mut total = began_at.elapsed().as_secs_f64();
+        if way == Way::XenToQemu {
+            self.qemu = Some(named(&said).context("hyperferry does not say where the guest is")?);
+        }
+        if matches!(way, Way::QemuToQemu | Way::QemuToQemuSocket) {
+            let account = self.by_qemu(way)?;
+            total = account.get("seconds").and_then(Value::as_f64).context("no time")?;
+            let counted = account.pointer("/account/ram/dirty-sync-count").and_then(Value::as_u64);
+            rounds = counted.unwrap_or_default();
+        }
+        let sent = sent_by(sender)? - sent_before;
+        let goes_on = beats_before + 10;
+        self.wait_for(receiver, Duration::from_secs(60), |log| watch::beats(log) >= goes_on.min(100))
+            .context("the guest does not go on")?;
+        sleep(AROUND);
+        let mut logs = Vec::new();
+        for (clock, host) in self.clocks.iter_mut().zip(Host::PAIR) {
+            clock.set()?;
+            logs.extend(watch::parse(&host.run(&format!("cat {DIR}/log"))?, |time| clock.ours(time)));
+        }
+        let around = AROUND.as_secs_f64();
+        let seen = watch::judge(logs, began - around..began + total + around)?;
+        ensure!(seen.bad == 0 && seen.lost == 0, "damaged: {} bad, {} lost", seen.bad, seen.lost);
+        Ok(Moved {
+            way,
+            total,
+            sent: if way == Way::QemuToQemuSocket { 0 } else { sent },
+            rounds,
+            seen,
+            said,
+        })
+    }
+
+    /// `xl migrate`; gives what it said, and how many rounds.
+    fn by_xl(&self, ssh: &str, to: &str) -> Result<(Vec<(f64, String)>, u64)> {
+        let command = format!("xl migrate -s '{ssh}' {GUEST} '{to}' 2>&1 </dev/null");
+        let (said, status) = watch::listen(&mut Host::Xen.ssh(&command))?;
+        let end: Vec<_> = said.iter().rev().take(20).rev().map(|(_, line)| line.as_str()).collect();
+        ensure!(status.success(), "xl said:\n{}", end.join("\n"));
+        let rounds = said.iter().filter_map(|(_, line)| watch::round(line)).max().unwrap_or_default();
+        Ok((said, rounds))
+    }
+
+    /// QEMU's `migrate`, into a QEMU of the same command line; gives `move-qemu`'s account.
+    fn by_qemu(&mut self, way: Way) -> Result<Value> {
+        let Some(Qemu { pid, qmp }) = &self.qemu else { bail!("no QEMU has the guest") };
+        let (uri, name) = match way {
+            Way::QemuToQemuSocket => ("unix:{}".to_owned(), "b"),
+            _ => {
+                let there = "exec socat STDIN UNIX-CONNECT:{}";
+                (format!("exec:exec {SSH} -p {} root@10.0.2.2 '{there}'", Host::Kvm.port()), "a")
+            }
+        };
+        let uri = uri.replace('\'', r"'\''");
+        let printed = Host::Kvm.run(&format!("{DIR}/move-qemu {pid} {qmp} {DIR}/{name}.qmp '{uri}'"))?;
+        let account: Value = serde_json::from_str(&printed)?;
+        let word = |key: &str| account.get(key).context("move-qemu says too little");
+        let qmp = word("qmp")?.as_str().unwrap_or_default().to_owned();
+        self.qemu = Some(Qemu { pid: word("pid")?.as_u64().unwrap_or_default(), qmp });
+        Ok(account)
+    }
+
+    /// Ends the guest wherever it is, and the probes.
+    fn clean(&mut self) {
+        self.qemu = None;
+        let names = format!("{GUEST} {GUEST}--incoming {GUEST}--migratedaway");
+        let ended = [
+            Host::Xen.ssh(&format!("for name in {names}; do xl destroy $name; done; kill $(cat {DIR}/probe.pid)")),
+            Host::Kvm.ssh(&format!(
+                "for process in /proc/[0-9]*; do
+                   case $(readlink $process/exe) in
+                   *qemu*) tr '\\0' ' ' <$process/cmdline | grep -q '{DIR}/' && kill -9 $(basename $process) ;;
+                   esac
+                 done
+                 kill $(cat {DIR}/probe.pid); rm -rf {DIR}/journal {DIR}/*.qmp*"
+            )),
+        ];
+        for mut command in ended {
+            command.stdout(Stdio::null()).stderr(Stdio::null()).succeeds();
+        }
+    }
+}
+
+fn sent_by(host: Host) -> Result<u64> {
+    Ok(host.run("cat /sys/class/net/eth0/statistics/tx_bytes")?.trim().parse()?)
+}
+
+/// The QEMU that hyperferry names: `the guest runs here: QEMU process 3097, QMP /var/lib/hyperferry/1795259285799-3056.qmp`.
+fn named(said: &[(f64, String)]) -> Option<Qemu> {
+    let (_, line) = said.iter().rfind(|(_, line)| line.contains("QEMU process"))?;
+    let (pid, qmp) = line.split_once("QEMU process ")?.1.split_once(", QMP ")?;
+    Some(Qemu { pid: pid.parse().ok()?, qmp: qmp.trim().to_owned() })
+}
+
+fn print(moves: &[Moved]) -> Result<()> {
+    ensure!(!moves.is_empty(), "no move was measured");
+    println!(
+        "{:<22} {:>5} {:>15} {:>15} {:>9} {:>9} {:>7}",
+        "move (medians)", "moves", "silence serial", "silence ping", "total s", "sent MB", "rounds"
+    );
+    for (way, name) in WAYS {
+        let of_this: Vec<&Moved> = moves.iter().filter(|moved| moved.way == way).collect();
+        let median = |figure: &dyn Fn(&Moved) -> f64| {
+            let mut figures: Vec<f64> = of_this.iter().map(|moved| figure(moved)).collect();
+            figures.sort_by(f64::total_cmp);
+            figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        println!(
+            "{name:<22} {:>5} {:>7.2} ({:>5.2}) {:>7.2} ({:>5.2}) {:>9.1} {:>9.1} {:>7.0}",
+            of_this.len(),
+            median(&|moved| moved.seen.serial),
+            median(&|moved| moved.seen.usual_serial),
+            median(&|moved| moved.seen.ping),
+            median(&|moved| moved.seen.usual_ping),
+            median(&|moved| moved.total),
+            median(&|moved| moved.sent as f64 / 1e6),
+            median(&|moved| moved.rounds as f64),
+        );
+    }
+    let rate = moves.iter().map(|moved| moved.seen.beats_per_second * 64.0).sum::<f64>() / moves.len() as f64;
+    println!("the guest rewrote {rate:.0} pages a second");
+    Ok(())
+}
