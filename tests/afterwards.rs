@@ -362,6 +362,8 @@ fn a_script_starts_the_guest_anew_and_not_beside_itself() {
         let place = Place::new(&furnished());
         let mut command = place.land(&qemu);
         command.args(["--unit", "script", "--unit-directory", text(place.0.path())]);
+        let mark = place.path("pid");
+        command.args(["--", "-pidfile", text(&mark)]);
         let landed = place.start(command);
         let script = place.path("hyperferry-fixture.sh");
         wait_for("script", || script.exists() && landed.said().contains("starts it again"));
@@ -370,6 +372,7 @@ fn a_script_starts_the_guest_anew_and_not_beside_itself() {
         fs::remove_file(place.path("serial")).unwrap();
         let mut again = Command::new(&script).args(["-name", "again"]).spawn().unwrap();
         wait_for("cold start", || place.read("serial").contains("cold start"));
+        assert!(mark.exists(), "arguments of the user's own");
         again.kill().unwrap();
         again.wait().unwrap();
     }

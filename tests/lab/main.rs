@@ -4,3 +4,4 @@ mod home;
 mod land;
 mod live;
 mod restore;
+mod shim;

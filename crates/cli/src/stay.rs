@@ -77,6 +77,8 @@ impl Unit {
 /// Files that appear once the guest runs.
 #[derive(Debug, Default)]
 pub(crate) struct Papers {
+    /// The user's own arguments for QEMU.
+    extra: Vec<String>,
     start: Option<(Start, Output)>,
     libvirt: Option<(PathBuf, Output)>,
 }
@@ -84,7 +86,7 @@ pub(crate) struct Papers {
 impl Stay {
     /// Tells the destination what of this concerns QEMU, and opens the files that will be written: what cannot be
     /// had is an error before anything moves.
-    pub(crate) fn prepare(&self, vm: &Vm, landing: &mut Landing) -> Result<Papers> {
+    pub(crate) fn prepare(&self, vm: &Vm, landing: &mut Landing, extra: &[String]) -> Result<Papers> {
         let guest = &vm.config.name;
         landing.options.vnc = self.vnc.as_ref().map(|place| place.replace(NAME, &harmless(guest)));
         if landing.options.vnc.is_none()
@@ -96,7 +98,7 @@ impl Stay {
             );
         }
         landing.shim = self.shim(vm, landing.options.accelerator)?;
-        let mut papers = Papers::default();
+        let mut papers = Papers { extra: extra.to_vec(), ..Papers::default() };
         if self.unit != Unit::None {
             let name = unit::name(guest);
             landing.scope = self.unit.user().map(|user| Scope { name: name.clone(), user });
@@ -168,7 +170,7 @@ impl Papers {
         let mut options = landing.options.clone();
         machine.clone_into(&mut options.machine);
         if let Some((start, output)) = self.start {
-            let arguments = args::cold_start(vm, &options);
+            let arguments = [args::cold_start(vm, &options), self.extra].concat();
             match start.write(output, &landing.qemu, &arguments, vm, pid) {
                 Ok(()) => eprintln!("{}", start.hint()),
                 Err(error) => eprintln!("warning: {} is not there: {error}", start.path().display()),

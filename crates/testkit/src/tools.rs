@@ -21,6 +21,14 @@ pub fn qemu(version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The platform shim's library, built for the lab's KVM host: `HYPERFERRY_SHIM`.
+pub fn platform_shim() -> Result<PathBuf> {
+    match std::env::var_os("HYPERFERRY_SHIM") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => bail!("HYPERFERRY_SHIM is not set; use `cargo xtask lab test`"),
+    }
+}
+
 /// The `hyperferry` binary: `HYPERFERRY_BIN`, or the one that was built beside the running test.
 ///
 /// Tests of the package `hyperferry` itself use `env!("CARGO_BIN_EXE_hyperferry")` instead.

@@ -43,12 +43,19 @@ pub(crate) fn lab_test(arguments: &[String]) -> Result<()> {
         .args(arguments)
         .env("HYPERFERRY_BIN", binary)
         .env("CUT_BIN", cut)
+        .env("HYPERFERRY_SHIM", platform_shim()?)
         .run()
 }
 
 /// Rewrites the golden dumps beside the fixtures.
 pub(crate) fn golden() -> Result<()> {
     golden::check_dumps(&release_binary()?, true)
+}
+
+/// A release build of the platform shim. It is loaded into a QEMU, so it cannot bring its own C library along.
+fn platform_shim() -> Result<PathBuf> {
+    cargo(["build", "--release", "--quiet", "--package", "hyperferry-platform-shim"]).run()?;
+    Ok(target_dir().join("release/libhyperferry_platform_shim.so"))
 }
 
 /// A release build of the binary, and where it is.

@@ -109,7 +109,7 @@ async fn load(arguments: &Land, source: Intake, progress: &Progress) -> Result<(
     say_what_to_map(outline, &landing.options);
     require_disks(outline, &landing.options)?;
     let admitted = arguments.destination.admit(&mut landing, outline).await?;
-    let papers = arguments.stay.prepare(outline, &mut landing)?;
+    let papers = arguments.stay.prepare(outline, &mut landing, &arguments.extra)?;
     Ok((landing.load(source, admitted, progress).await?, landing, papers))
 }
 

@@ -146,7 +146,7 @@ async fn load(
     require_disks(outline, &landing.options)?;
     let admitted = landing.admit(outline).await?;
     landing.files = Some(entry.files());
-    let papers = arguments.stay.prepare(outline, &mut landing)?;
+    let papers = arguments.stay.prepare(outline, &mut landing, &arguments.extra)?;
     entry.note(Step::Loading)?;
     Ok((landing.load(source, admitted, progress).await?, landing, papers))
 }
