@@ -22,6 +22,7 @@
 pub mod facts;
 pub mod guest;
 mod passage;
+pub mod platform;
 mod receiver;
 
 use std::{
@@ -41,6 +42,7 @@ pub use self::{
     facts::Facts,
     guest::{Guest, Pace},
     passage::{Passage, Xen},
+    platform::Platform,
     receiver::Receiver,
 };
 use crate::{

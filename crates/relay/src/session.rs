@@ -30,6 +30,7 @@ use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use serde_json::{Value, json};
 
 pub use self::shim::Shim;
+pub(crate) use self::shim::apic_bus_hz;
 use crate::{
     BoxError, Error, Result,
     landing::{Loaded, Waiting},

@@ -12,7 +12,7 @@ use hyperferry_translate::{
 use hyperferry_vm_model::{CpuidLeaf, CpuidPolicy, Disk, GuestConfig, MemoryLayout, Nic, VgaKind, Vm};
 use serde_json::{Value, json};
 
-use super::Guest;
+use super::{Guest, Platform};
 use crate::{Error, Result, qmp};
 
 /// Where QEMU keeps the devices: of the board, of `-device` with an id, of `-device` without one.
@@ -83,6 +83,8 @@ pub struct Facts {
     pub devices: Vec<String>,
     /// What keeps QEMU from migrating.
     pub blocked: Vec<String>,
+    /// What lies beside QEMU.
+    pub platform: Platform,
 }
 
 impl Facts {
@@ -98,11 +100,13 @@ impl Facts {
         let blocked = blocked.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let kvm = asking.guest.execute("query-kvm", json!({})).await?;
         let kvm = kvm.get("enabled").and_then(Value::as_bool).unwrap_or(false);
-        let config = asking.config(&devices).await?;
+        let mut config = asking.config(&devices).await?;
+        let platform = Platform::of(asking.guest.pid(), asking.guest.monitor());
+        config.hpet |= platform.hpet.is_some();
         let memory = asking.memory(config.memory).await?;
         let cpuid = asking.cpuid().await?;
         let devices = devices.into_iter().map(|device| device.kind).collect();
-        Ok(Self { machine, version, major, kvm, config, memory, cpuid, devices, blocked })
+        Ok(Self { machine, version, major, kvm, config, memory, cpuid, devices, blocked, platform })
     }
 
     /// What is known of the VM before its memory.

@@ -15,7 +15,7 @@ use hyperferry_translate::{
 };
 use hyperferry_vm_model::{CpuidPolicy, PAGE_SIZE, Vm};
 
-use super::{Facts, Pace};
+use super::{Facts, Pace, Platform};
 use crate::{
     progress::{Precopy, Progress},
     session::page_numbers,
@@ -29,6 +29,7 @@ pub struct Passage {
     relocation: Relocation,
     policy: Policy,
     admitted: Report,
+    platform: Platform,
 }
 
 /// The destination as the user describes it.
@@ -66,8 +67,11 @@ impl Passage {
         vm.config.name = relocation.name.clone().unwrap_or(vm.config.name);
         TranslateError::unless_allowed(&report)?;
         let accelerator = if facts.kvm { Accelerator::Kvm } else { Accelerator::Tcg };
-        let hint = Hint { vm, accelerator: Some(accelerator), ..Hint::default() };
-        Ok(Self { hint, template, relocation, policy, admitted: report })
+        let platform = facts.platform.clone();
+        let usual = Hint::default();
+        let apic_bus_hz = platform.apic_bus_hz.unwrap_or(usual.apic_bus_hz);
+        let hint = Hint { vm, accelerator: Some(accelerator), apic_bus_hz };
+        Ok(Self { hint, template, relocation, policy, admitted: report, platform })
     }
 
     /// What is known of the guest.
@@ -95,12 +99,13 @@ impl Passage {
             rounds_max: u32::try_from(pace.rounds.saturating_add(2)).ok(),
             few_pages: 0,
         });
-        let taken = source.pump(|addresses, data| {
+        let mut taken = source.pump(|addresses, data| {
             sink.pages(addresses, data)?;
             last_page = Instant::now();
             progress.pages(page_numbers(addresses));
             Ok(())
         })?;
+        taken.vm.timers.hpet = self.platform.hpet()?.or(taken.vm.timers.hpet);
         report.fields.extend(taken.report.fields);
         report.findings.extend(taken.report.findings);
         sink.finish(&taken.vm, &taken.held, &mut report)?;

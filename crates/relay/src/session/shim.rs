@@ -140,7 +140,7 @@ impl Drop for Shim {
 }
 
 /// The shim's line about the APIC bus, once it is there in full.
-fn apic_bus_hz(stderr: &str) -> Option<u64> {
+pub(crate) fn apic_bus_hz(stderr: &str) -> Option<u64> {
     let lines = stderr.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
     let answer = lines.filter_map(|line| line.strip_prefix(WORD)?.strip_prefix("apic-bus-ns")).next()?;
     let nanoseconds: Option<u64> = answer.strip_prefix('=').and_then(|number| number.parse().ok());
