@@ -25,6 +25,10 @@ pub fn disk() -> Vec<u8> {
     disk
 }
 
+/// ssh's own exit code, where it did not come to run anything.
+const SSH_FAILED: i32 = 255;
+const SSH_ATTEMPTS: u32 = 2;
+
 /// A host of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
@@ -105,7 +109,7 @@ impl Host {
     pub fn ssh(self, line: &str) -> Command {
         let mut ssh = Command::new("ssh");
         ssh.args(["-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
-        ssh.args(["-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=20", "-p", &self.port().to_string()]);
+        ssh.args(["-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=20", "-p", &self.port().to_string()]);
         ssh.arg("-i").arg(Self::key()).arg("root@127.0.0.1");
         if !line.is_empty() {
             ssh.arg(line);
@@ -115,7 +119,15 @@ impl Host {
 
     /// Runs a shell script in it and gives what it printed; a failure is an error with that text.
     pub fn run(self, script: &str) -> Result<String> {
-        let output = self.ssh(script).stdin(Stdio::null()).output().context("cannot start ssh")?;
+        let once = || self.ssh(script).stdin(Stdio::null()).output().context("cannot start ssh");
+        let mut output = once()?;
+        // A busy host may be too slow for ssh, which then has not run anything.
+        for _ in 0..SSH_ATTEMPTS {
+            if output.status.code() != Some(SSH_FAILED) || !output.stdout.is_empty() {
+                break;
+            }
+            output = once()?;
+        }
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let errors = String::from_utf8_lossy(&output.stderr);

@@ -63,6 +63,11 @@ impl Console {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Forgets the lines so far.
+    pub fn forget(&self) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).lines.clear();
+    }
+
     /// Waits until a number of beats has come; tells whether it did.
     pub fn waits_for_beats(&self, count: usize, limit: Duration) -> bool {
         let began = Instant::now();

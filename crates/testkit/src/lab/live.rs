@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Beats before a move, and after it.
-const BEATS: usize = 20;
+const BEATS: usize = 10;
 /// How often a guest is started: some starts end in the emulation's own faults.
 const STARTS: u32 = 3;
 /// How long a guest may take to its beats; the hosts may be busy.
@@ -134,12 +134,22 @@ impl fmt::Display for Moved {
 #[derive(Debug)]
 pub struct Live {
     binaries: [Vec<u8>; 2],
+    /// A guest that stayed where it was, and can move again.
+    stayed: Option<Running>,
+}
+
+/// A guest, and its serial port on either host.
+#[derive(Debug)]
+struct Running {
+    guest: Guest,
+    here: Console,
+    elsewhere: Console,
 }
 
 impl Live {
     /// Puts these programs there; both have to run in the KVM host.
     pub fn set_up(hyperferry: &Path, cut: &Path) -> Result<Self> {
-        let live = Self { binaries: [fs::read(hyperferry)?, fs::read(cut)?] };
+        let live = Self { binaries: [fs::read(hyperferry)?, fs::read(cut)?], stayed: None };
         live.equip()?;
         Ok(live)
     }
@@ -155,11 +165,25 @@ impl Live {
         Host::Xen.run("chmod 600 /root/.ssh/id_lab").map(drop)
     }
 
-    /// One move, from the guest's start to where it is in the end.
-    pub fn run(&self, plan: Plan) -> Result<Moved> {
+    /// One move, from the guest's start to where it is in the end. A guest that the emulated processor lost in Xen has not
+    /// been moved: again.
+    pub fn run(&mut self, plan: Plan) -> Result<Moved> {
+        for _ in 1..STARTS {
+            let moved = self.once(plan)?;
+            if moved.faults.is_empty() || !lost_in_emulation()? {
+                return Ok(moved);
+            }
+            eprintln!("the emulated processor gave the guest Xen's registers (tests/lab/README.md); again");
+        }
+        self.once(plan)
+    }
+
+    fn once(&mut self, plan: Plan) -> Result<Moved> {
         let name = format!("live-{}", plan.guest);
         let there = format!("/root/live/{name}.serial");
-        let (here, elsewhere) = start(plan.guest, &name, &there)?;
+        let again = self.stayed.take().filter(|stayed| stayed.guest == plan.guest && stayed.waits_again());
+        let running = again.map_or_else(|| start(plan.guest, &name, &there), Ok)?;
+        let (here, elsewhere) = (&running.here, &running.elsewhere);
         let before = here.seen().beats().len();
         let began = Instant::now();
         let said = migrate(plan, &name)?;
@@ -172,7 +196,7 @@ impl Live {
             self.equip()?;
         }
         let mut faults = Vec::new();
-        let place = settle(plan, &name, &here, &elsewhere, before, &mut faults)?;
+        let place = settle(plan, &name, here, elsewhere, before, &mut faults)?;
         let judged = Judged::of(&here.seen().then(elsewhere.seen()));
         if judged.bad > 0 {
             let lines = here.seen().then(elsewhere.seen()).lines;
@@ -192,19 +216,40 @@ impl Live {
             line.split([' ', '=']).skip_while(|word| *word != name).nth(1)?.parse().ok()
         };
         let (rounds, bytes) = (counted("rounds").unwrap_or(0), counted("bytes").unwrap_or(0));
-        clean(&name);
+        if faults.is_empty()
+            && place == "in Xen"
+            && !matches!(plan.kill, Some((Kill::Host | Kill::Network, _)))
+        {
+            self.stayed = Some(running);
+        } else {
+            clean_xen(&name);
+        }
+        clean_kvm();
         Ok(Moved { plan, judged, took, rounds, bytes, place, faults, said })
     }
 }
 
-/// Ends what a guest of that name may have left on either host.
-fn clean(name: &str) {
-    let xen =
+impl Running {
+    /// Forgets what it has said, and waits for more.
+    fn waits_again(&self) -> bool {
+        self.here.forget();
+        self.elsewhere.forget();
+        self.here.waits_for_beats(BEATS, PATIENCE)
+    }
+}
+
+/// Ends what a guest of that name may have left on the Xen host.
+fn clean_xen(name: &str) {
+    let script =
         format!("for name in {name} {name}--incoming {name}--migratedaway; do xl destroy $name; done; true");
-    drop(Host::Xen.ssh(&xen).stderr(Stdio::null()).stdout(Stdio::null()).status());
-    let kvm = "cd /root/live; for process in $(ours hyperferry) $(ours qemu); do kill -9 $process; done
-               rm -rf journal *.serial; mkdir journal";
-    drop(Host::Kvm.ssh(&format!("{OURS}{kvm}")).stderr(Stdio::null()).stdout(Stdio::null()).status());
+    drop(Host::Xen.ssh(&script).stderr(Stdio::null()).stdout(Stdio::null()).status());
+}
+
+/// Ends what any guest may have left on the KVM host.
+fn clean_kvm() {
+    let script = "cd /root/live; for process in $(ours hyperferry) $(ours qemu); do kill -9 $process; done
+                  rm -rf journal *.serial; mkdir journal";
+    drop(Host::Kvm.ssh(&format!("{OURS}{script}")).stderr(Stdio::null()).stdout(Stdio::null()).status());
 }
 
 /// Shell: processes of a program that have a path of ours in their command line.
@@ -217,18 +262,27 @@ const OURS: &str = "ours() {
 }
 ";
 
+/// Whether the last guest died with the hypervisor's own code segment in its registers: nothing but a fault of the
+/// emulation puts it there.
+fn lost_in_emulation() -> Result<bool> {
+    const SCRIPT: &str = "xl dmesg -c | grep -A 6 'Triple fault' | grep -q 'RIP: *e008:' && echo lost; true";
+    Ok(Host::Xen.run(SCRIPT)?.contains("lost"))
+}
+
 /// Starts a guest on the Xen host and waits for its beats.
-fn start(guest: Guest, name: &str, there: &str) -> Result<(Console, Console)> {
+fn start(guest: Guest, name: &str, there: &str) -> Result<Running> {
     let serial = format!("/var/log/xen/{name}.serial");
     for _ in 0..STARTS {
-        clean(name);
-        Host::Xen.run(&format!("rm -f {serial}"))?;
+        // One guest at a time: two make the emulation's faults frequent.
+        [Guest::Witness, Guest::Linux].iter().for_each(|guest| clean_xen(&format!("live-{guest}")));
+        clean_kvm();
+        Host::Xen.run(&format!("rm -f {serial}; xl dmesg -c >/dev/null"))?;
         Host::Xen.send(guest.configuration(name, &serial).as_bytes(), &format!("/root/{name}.cfg"))?;
         Host::Xen.run(&format!("xl create -q /root/{name}.cfg"))?;
         let here = Console::watch(Host::Xen, &serial)?;
         let elsewhere = Console::watch(Host::Kvm, there)?;
         if here.waits_for_beats(BEATS, PATIENCE) {
-            return Ok((here, elsewhere));
+            return Ok(Running { guest, here, elsewhere });
         }
         eprintln!("{name} did not come to its beats: {:?}", here.seen().lines.last());
     }

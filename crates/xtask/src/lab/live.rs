@@ -23,7 +23,7 @@ pub(crate) fn run(
 ) -> Result<()> {
     super::up(&Host::PAIR)?;
     let [hyperferry, cut] = portable_binaries()?;
-    let live = Live::set_up(&hyperferry, &cut)?;
+    let mut live = Live::set_up(&hyperferry, &cut)?;
     let guests = guest.map_or_else(|| vec![Guest::Linux, Guest::Witness], |guest| vec![guest]);
     let phases = match (kill, at) {
         (Some(_), None) => Phase::ALL.into_iter().map(Some).collect(),
