@@ -212,3 +212,50 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::Fixture;
+
+    /// What comes out at either end, and the phases that were seen.
+    fn pass(then: impl Fn(Phase) -> Then + Sync) -> (Vec<u8>, Vec<u8>, Vec<Phase>, Memory) {
+        let (seen, mut at_receiver, mut at_sender) = (Mutex::new(Vec::new()), Vec::new(), Vec::new());
+        let (sent, said) = (sent(), said());
+        let memory = between((&*sent, &mut at_sender), (&*said, &mut at_receiver), |phase| {
+            seen.lock().unwrap().push(phase);
+            then(phase)
+        });
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort();
+        (at_receiver, at_sender, seen, memory)
+    }
+
+    fn sent() -> Vec<u8> {
+        let recorded = Fixture::named("xen/witness-live-2vcpu").unwrap().stream().unwrap();
+        [recorded.strip_suffix(GO).unwrap_or(&recorded), GO].concat()
+    }
+
+    fn said() -> Vec<u8> {
+        [BANNER, READY, REPORT, &[0]].concat()
+    }
+
+    #[test]
+    fn everything_passes_unchanged_and_each_phase_is_seen_once() {
+        let (at_receiver, at_sender, seen, memory) = pass(|_| Then::Pass);
+        assert!(at_receiver == sent() && at_sender == said());
+        assert_eq!(seen, Phase::ALL);
+        assert_eq!(memory.bytes, (sent().len() - GO.len()) as u64);
+        assert!(memory.rounds > 1 && memory.pages > 4096, "{memory:?}");
+    }
+
+    #[test]
+    fn nothing_passes_behind_a_cut() {
+        let (at_receiver, _, seen, _) =
+            pass(|phase| if phase == Phase::State { Then::Sever } else { Then::Pass });
+        assert!(at_receiver.len() < sent().len() && sent().starts_with(&at_receiver));
+        assert!(!seen.contains(&Phase::Go));
+    }
+}

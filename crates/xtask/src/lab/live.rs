@@ -44,7 +44,7 @@ pub(crate) fn run(
             failed += usize::from(!moved.faults.is_empty());
         }
     }
-    step(format!("a guest's clock may differ by {CLOCK_TOLERANCE} s beyond its silence"));
+    step(format!("a guest's clock may differ by {CLOCK_TOLERANCE} s and a usual beat beyond its silence"));
     ensure!(failed == 0, "{failed} moves went wrong");
     Ok(())
 }
