@@ -47,6 +47,11 @@ impl HeldPages {
         }
     }
 
+    /// The pages that are not all zeros, and nothing of the others.
+    pub(crate) fn without_zeros(self) -> Self {
+        Self { zeros: BTreeSet::new(), ..self }
+    }
+
     /// The first page for which there was no room.
     pub(crate) fn overflow(&self) -> Option<u64> {
         self.overflow
@@ -88,6 +93,7 @@ mod tests {
         held.put(7, &[0; 4096]);
         assert_eq!(held.iter().count(), 0);
         assert_eq!(held.zeros().collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(held.without_zeros().zeros().count(), 0);
     }
 
     #[test]
