@@ -139,6 +139,9 @@ fn of_relay(error: &hyperferry_relay::Error) -> u8 {
     match error {
         Relay::Unconfirmed(_) | Relay::Unreported(_) | Relay::Stranded { .. } => UNKNOWN,
         Relay::Option { .. } => USAGE,
+        Relay::Hop { source, .. } => of_relay(source),
+        // Its codes are ours; ssh has others.
+        Relay::FarEnd { code: code @ (USAGE..=UNKNOWN), .. } => *code,
         Relay::Stream(inner) => {
             if let Some(error) = inner.downcast_ref::<TranslateError>() {
                 of_translation(error)

@@ -88,6 +88,22 @@ pub enum Error {
     /// The receiver of a guest was told to run it, and nobody knows whether it does.
     #[error("the destination was told to run the guest, and it is not known whether it does: {0}")]
     Unreported(Box<Error>),
+    /// One of the stretches of a relayed move.
+    #[error("{hop}: {source}")]
+    Hop {
+        /// Which one.
+        hop: String,
+        /// What was wrong there.
+        source: Box<Error>,
+    },
+    /// The receiver at the far end of a relayed move ended, and has said why.
+    #[error("{hop}: the receiver there ended with exit code {code}; its words stand above")]
+    FarEnd {
+        /// Where it was.
+        hop: String,
+        /// Its exit code.
+        code: u8,
+    },
     /// The machine protocol.
     #[error(transparent)]
     Qmp(#[from] qmp::Error),

@@ -6,6 +6,7 @@
 //! * [`landing`] hands a stream to a QEMU that waits for it, and lets the guest run.
 //! * [`receive`] answers the sender of an `xl migrate`, [`journal`] keeps what was done about it.
 //! * [`send`] is the other direction: it takes a guest out of a running QEMU and plays the sender of an `xl migrate`.
+//! * [`gateway`] stands between a sender and a receiver on two other hosts, a [`link`] connects it to one of them.
 //! * [`progress`] tells whoever watches, as bars or as lines of JSON.
 //!
 //! Control is asynchronous. Pages are not: a stream is produced by one blocking thread that writes straight
@@ -13,10 +14,12 @@
 
 pub mod endpoint;
 mod error;
+pub mod gateway;
 mod interrupt;
 pub mod journal;
 pub mod landing;
 mod lane;
+pub mod link;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;
