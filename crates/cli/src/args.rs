@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
 
 use crate::{
-    commands::{receive::Receive, resolve::Resolve, send::Send},
+    commands::{receive::Receive, relay::Relay, resolve::Resolve, send::Send},
     stay::Stay,
 };
 
@@ -69,6 +69,8 @@ pub(crate) enum Command {
     /// Move a running guest from a QEMU on this host to a Xen host; see docs/live-move.md
     #[command(after_long_help = send_help())]
     Send(Send),
+    /// Stand between a Xen host and a KVM host, and pass a guest on; see docs/live-move.md
+    Relay(Relay),
     /// Say which copy of each guest that came in or left may run
     Resolve(Resolve),
     /// Compare two VMs: field, left, right
@@ -111,7 +113,7 @@ Both inputs are brought into the neutral model first, so a Xen save file can be 
 compared by its pages' content.";
 
 /// How much to say, on standard error.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Words {
     /// Say more; twice and three times for developers
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -323,6 +325,20 @@ pub(crate) enum Accel {
     Kvm,
     /// QEMU's own emulation.
     Tcg,
+}
+
+/// Who we are in TLS, and whom we trust.
+#[derive(Args, Debug)]
+pub(crate) struct Tls {
+    /// This host's certificate, in PEM
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The authority whose certificates are trusted, and no other
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_ca: Option<PathBuf>,
 }
 
 /// What to accept.

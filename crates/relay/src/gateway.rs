@@ -39,7 +39,7 @@ use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use tokio::time::timeout;
 
 use self::dialogue::{Dialogue, Said};
-pub use self::player::play;
+pub use self::player::{Played, play};
 use crate::{
     BoxError, Error, Result,
     lane::{self, Lane},

@@ -6,9 +6,11 @@ mod diff;
 mod inspect;
 mod land;
 pub(crate) mod libvirt_xml;
+mod listen;
 mod man;
 pub(crate) mod qemu_args;
 pub(crate) mod receive;
+pub(crate) mod relay;
 pub(crate) mod resolve;
 pub(crate) mod send;
 mod verify;
@@ -42,6 +44,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::Land(arguments) => land::run(arguments, &words),
         Command::Receive(arguments) => receive::run(arguments, &words),
         Command::Send(arguments) => send::run(arguments, &words),
+        Command::Relay(arguments) => relay::run(&arguments, &words),
         Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

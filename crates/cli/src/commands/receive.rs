@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser};
 use hyperferry_relay::{
     journal::{Entry, Journal, Step},
+    link::Address,
     progress::Progress,
     qemu,
     receive::{self, Received, Sender},
@@ -17,9 +18,12 @@ use hyperferry_relay::{
 use hyperferry_translate::source::Source;
 use hyperferry_vm_model::Vm;
 
-use super::resolve;
+use super::{
+    listen::{self, sender_name},
+    resolve,
+};
 use crate::{
-    args::{Accel, Cli, Destination, Loss, Words},
+    args::{Accel, Cli, Destination, Loss, Tls, Words},
     destination::{require_disks, say_what_to_map},
     exit::{self, Error, Result},
     progress,
@@ -49,6 +53,15 @@ pub(crate) struct Receive {
     /// Where each step is written down, and QEMU's monitor listens
     #[arg(long, value_name = "DIR", default_value = resolve::JOURNAL)]
     pub(crate) journal: PathBuf,
+    /// Take guests from whoever connects, each in a process of its own: `unix:PATH` or `tls:ADDRESS:PORT`
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<Address>,
+    /// Who we are to those who connect
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    /// Who sends the guest, for the journal [default: whom ssh knows]
+    #[arg(long, value_name = "NAME", value_parser = sender_name)]
+    pub(crate) sender: Option<String>,
     /// Leave the guest paused, as `xl migrate -p` asks
     #[arg(long)]
     pub(crate) paused: bool,
@@ -61,6 +74,9 @@ pub(crate) struct Receive {
 pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
     let landing = landing(&mut arguments)?;
     let journal = Journal::open(&arguments.journal)?;
+    if let Some(address) = &arguments.listen {
+        return listen::run(address, &arguments.tls);
+    }
     let mut entry = journal.begin()?;
     runtime::run(async {
         resolve::end_leftovers(&journal).await?;
@@ -70,8 +86,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
     let opened = sender.open(arguments.loss.allow.policy()).map_err(Error::from);
     let source = account(&arguments, words).of(opened)?;
     let config = &source.outline().config;
-    let from = std::env::var("SSH_CONNECTION").ok();
-    let from = from.and_then(|connection| connection.split(' ').next().map(str::to_owned));
+    let from = listen::sender(arguments.sender.as_deref());
     let (guest, uuid) = (config.name.clone(), config.uuid.clone());
     for path in arguments.serial.iter_mut().chain(&mut arguments.loss.report) {
         *path = named(path, &guest);

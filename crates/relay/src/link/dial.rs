@@ -212,11 +212,8 @@ where
     let ended = Box::pin(async move {
         let lowered = lowering.await.map_err(io::Error::other).and_then(|code| code);
         raising.abort();
-        match lowered {
-            Ok(Some(code)) => Ok(code),
-            Ok(None) => Err(far_error(&address, "the link", io::ErrorKind::UnexpectedEof.into())),
-            Err(error) => Err(far_error(&address, "the link", io::Error::other(tls::explain(&error)))),
-        }
+        let broken = lowered.and_then(|code| code.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()));
+        broken.map_err(|error| far_error(&address, "the link", io::Error::other(tls::explain(&error))))
     });
     Ok(FarEnd { name, to, from, ended })
 }

@@ -210,21 +210,28 @@ where
     // QEMU lives on and may hold on to the pipes.
     let last_words = async { drop((output.await, words.await)) };
     drop(timeout(LAST_WORDS, last_words).await);
-    raising.abort();
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
     drop(frames.send(Frame::exit(code)).await);
     drop(frames);
     drop(timeout(CONNECT_TIMEOUT, writing).await);
+    // A connection closed on bytes that nobody has read is reset, and takes our last words with it.
+    let stop = raising.abort_handle();
+    drop(timeout(CONNECT_TIMEOUT, raising).await);
+    stop.abort();
     Ok(code)
 }
 
-/// Bytes of the sender's, to the end; broken off or ended, the command sees the end of its input.
-async fn raise(mut from: impl AsyncRead + Unpin, mut to: process::ChildStdin) {
+/// Bytes of the sender's, to the end; broken off or ended, the command sees the end of its input. What it does not read any
+/// more goes nowhere.
+async fn raise(mut from: impl AsyncRead + Unpin, to: process::ChildStdin) {
+    let mut to = Some(to);
     let mut buffer = vec![0; lane::STEP];
     while let Ok(count) = from.read(&mut buffer).await {
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return };
-        if to.write_all(bytes).await.is_err() {
-            return;
+        if let Some(open) = &mut to
+            && open.write_all(bytes).await.is_err()
+        {
+            to = None;
         }
     }
 }

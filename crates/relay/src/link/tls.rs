@@ -124,7 +124,13 @@ pub(super) fn explain(error: &io::Error) -> String {
             _ => "they say no",
         },
         Some(Tls::InvalidMessage(_)) => "they do not speak TLS",
-        _ if error.kind() == io::ErrorKind::UnexpectedEof => "they closed the connection in the middle",
+        _ if matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) =>
+        {
+            "they closed the connection in the middle"
+        }
         _ => return error.to_string(),
     };
     format!("{remedy} ({error})")
