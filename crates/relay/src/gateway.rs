@@ -13,7 +13,7 @@
 //! The gateway owns nothing: no guest, no translation, no journal. What one side says reaches the other byte for byte, so
 //! the two agree with each other and not with us, and a gateway that dies is a transport that died: before
 //! PERMISSION_TO_GO the sender keeps its guest. The stream is read on the way, so damage, and a guest that no receiver could
-//! take, end the move here. `docs/decisions/0011-relay.md`.
+//! take, end the move here. `docs/decisions/0012-relay.md`.
 
 mod dialogue;
 mod player;
@@ -249,7 +249,8 @@ impl Watched {
     async fn failure(&self, name: &str, error: BoxError, mut ended: Ended) -> Error {
         // Whoever it was: the receiver is left alone now, and has words of its own about it.
         let code = last_word(name, &mut ended).await;
-        if self.far_broken.load(Ordering::Acquire) {
+        // A receiver that has not even asked for a guest is the reason, too.
+        if self.far_broken.load(Ordering::Acquire) || self.dialogue().said() == Said::Nothing {
             return self.verdict(name, code).err().unwrap_or_else(|| nothing(name));
         }
         let error = Error::Hop { hop: NEAR.to_owned(), source: Box::new(Error::Stream(error)) };
