@@ -30,7 +30,7 @@ use sender::{BANNER, Cleanup, GO, Sender, kill, qemus_of, wait_for};
 struct Host {
     folder: tempfile::TempDir,
     qemu: PathBuf,
-    listener: Option<Child>,
+    listener: Option<Listener>,
     _cleanup: Cleanup,
 }
 
@@ -67,8 +67,7 @@ impl Host {
         let mut arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         arguments.extend(["--listen", address, "-v"]);
         arguments.extend(more);
-        let log = fs::File::create(self.path("log")).unwrap();
-        self.listener = Some(command(&arguments).stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        self.listener = Some(Listener::start(&arguments, &self.path("log")));
         wait_for("listener", || self.log().contains("listening at"));
         if let Some(path) = address.strip_prefix("unix:") {
             wait_for("socket", || Path::new(path).exists());
@@ -114,12 +113,21 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+/// A command that listens, killed when it is dropped.
+struct Listener(Child);
+
+impl Listener {
+    fn start(arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap();
+        let mut command = command(arguments);
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(mut listener) = self.listener.take() {
-            let _ = listener.kill();
-            let _ = listener.wait();
-        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -348,8 +356,7 @@ fn what_the_receiver_refuses_ends_the_gateway_with_its_words_and_code() {
         let mut words = strs(&strict);
         words.truncate(words.len() - 2);
         words.extend(listen);
-        let log = fs::File::create(host.path("log")).unwrap();
-        host.listener = Some(command(&words).stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        host.listener = Some(Listener::start(&words, &host.path("log")));
         wait_for("socket", || host.path("socket").exists());
         let mut sender = relay(gateway.path(), &address, &[]);
         sender.hears(BANNER);
@@ -453,7 +460,7 @@ fn a_far_end_that_dies_among_the_pages_is_told_by_its_name() {
         let gateway = tempfile::tempdir().unwrap();
         let mut sender = relay(gateway.path(), &address, &strs(&options));
         among_the_pages(&mut sender, &host);
-        host.listener.take().unwrap().kill().unwrap();
+        host.listener = None;
         let said = sender.ends(5);
         assert!(said.contains(&address) && said.contains("they closed the connection"), "{said}");
         host.left_nothing();
@@ -470,7 +477,8 @@ fn a_far_end_that_dies_among_the_pages_is_told_by_its_name() {
 
 #[test]
 fn behind_ready_a_signal_comes_too_late_and_a_lost_answer_is_unknown() {
-    let stream = slim(&plain());
+    // A guest that really runs.
+    let stream = plain();
     for qemu in qemus().iter().take(1) {
         let (gateway, host) = (tempfile::tempdir().unwrap(), Host::new(qemu));
         let mut sender = relay_by_ssh(gateway.path(), &host, &[]);
@@ -485,7 +493,7 @@ fn behind_ready_a_signal_comes_too_late_and_a_lost_answer_is_unknown() {
         let mut sender = relay(gateway.path(), &address, &strs(&options));
         sender.sends(&stream);
         // The link is cut as the permission is on its way.
-        host.listener.take().unwrap().kill().unwrap();
+        host.listener = None;
         sender.says(GO);
         let code = sender.child.wait().unwrap().code();
         assert!(matches!(code, Some(5 | 6)), "{}", sender.stderr());
@@ -500,18 +508,17 @@ fn a_gateway_listens_too() {
         let (host, address, options, authority) = tls_host(qemu);
         let gateway = tempfile::tempdir().unwrap();
         let here = format!("unix:{}", gateway.path().join("socket").display());
-        let log = fs::File::create(gateway.path().join("log")).unwrap();
         let words = [&["relay", "--listen", &here, "--to", &address][..], &strs(&options)].concat();
-        let mut listener = command(&words).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut listener = Listener::start(&words, &gateway.path().join("log"));
         wait_for("socket", || gateway.path().join("socket").exists());
         let mut sender = relay(gateway.path(), &here, &[]);
-        sender.sends(&slim(&plain()));
+        sender.sends(&plain());
         sender.gives_away();
         let said = sender.ends(0);
         assert!(said.contains("the guest runs here"), "through both of them: {said}");
         assert!(host.steps().contains(r#""from":"192.0.2.1""#), "{}", host.steps());
-        kill("-TERM", listener.id());
-        assert!(listener.wait().unwrap().success());
+        kill("-TERM", listener.0.id());
+        assert!(listener.0.wait().unwrap().success());
         assert!(!gateway.path().join("socket").exists());
         drop(authority);
     }

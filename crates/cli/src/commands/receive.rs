@@ -91,9 +91,9 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
     for path in arguments.serial.iter_mut().chain(&mut arguments.loss.report) {
         *path = named(path, &guest);
     }
+    let shown = progress::start(words, &guest)?;
     eprintln!("guest {guest} comes in");
     entry.note(Step::Begin { guest, uuid, from })?;
-    let shown = progress::start(words, &source.outline().config.name)?;
     let account = account(&arguments, words);
     let (received, report) = runtime::run(async {
         let loaded = load(&arguments, landing, source, &mut entry, &shown.progress);
