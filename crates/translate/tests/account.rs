@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use hyperferry_qemu_stream::Template;
 use hyperferry_testkit::{Fixture, fixtures};
 use hyperferry_translate::{
     refusal::{self, Policy},
@@ -90,5 +91,28 @@ fn no_field_has_two_fates() {
     for line in report(&fixture).fields {
         let key = (line.stage, line.record, line.field);
         assert!(seen.insert(key.clone()), "{key:?} is told twice");
+    }
+}
+
+#[test]
+fn every_field_of_every_section_of_a_qemu_is_named() {
+    let fixtures = fixtures("qemu").unwrap();
+    assert!(!fixtures.is_empty());
+    for fixture in fixtures {
+        let report = report(&fixture);
+        let mut told: BTreeSet<(String, String)> = BTreeSet::new();
+        for line in &report.fields {
+            let new = told.insert((line.record.clone(), line.field.clone()));
+            assert!(new, "{}: {}.{} is told twice", fixture.name, line.record, line.field);
+        }
+        let state = Template::from_stream(fixture.open().unwrap()).unwrap().state;
+        for section in &state.sections {
+            let record = format!("{} {}", section.idstr, section.instance_id);
+            let fields = section.tree.fields.iter().map(|(name, _)| name);
+            for name in fields.chain(section.tree.subsections.iter().map(|part| &part.name)) {
+                let named = told.contains(&(record.clone(), name.clone()));
+                assert!(named, "{}: nothing is said about {record}.{name}", fixture.name);
+            }
+        }
     }
 }
