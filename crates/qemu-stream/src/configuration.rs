@@ -47,7 +47,7 @@ impl ConfigurationSubsection {
 }
 
 /// Capabilities that change the framing or the RAM format into one that is not read here.
-const UNREADABLE_CAPABILITIES: [&str; 3] = ["mapped-ram", "multifd", "x-ignore-shared"];
+const UNREADABLE_CAPABILITIES: [&str; 2] = ["multifd", "x-ignore-shared"];
 
 /// All subsections are at version 1.
 const SUBSECTION_VERSION: u32 = 1;
@@ -162,7 +162,6 @@ impl ConfigurationSubsection {
 
 fn unreadable_capability(name: &str) -> ErrorKind {
     let why = match name {
-        "mapped-ram" => "its pages stand at fixed file offsets, not in the stream; save without it",
         "multifd" => "its pages travel on other connections; switch the capability off at the source",
         _ => "shared RAM is left out of the stream; switch the capability off at the source",
     };

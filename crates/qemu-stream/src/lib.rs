@@ -19,6 +19,7 @@ pub mod command;
 pub mod configuration;
 mod device_state;
 mod header;
+pub mod mapped_ram;
 pub mod ram;
 mod reader;
 pub mod registry;

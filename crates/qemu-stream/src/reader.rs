@@ -6,6 +6,7 @@ use crate::command::{Command, CommandKind};
 use crate::configuration::Configuration;
 use crate::device_state::{DEVICE_STATE_LIMIT, DeviceState};
 use crate::header::Header;
+use crate::mapped_ram::{MAPPED_RAM, MappedBlock};
 use crate::ram::{
     self, BLOCK_LENGTH_LIMIT, BLOCK_LIMIT, RamBlock, RamChunk, RamPage, RamStart, Scan, Scanner,
 };
@@ -22,8 +23,10 @@ pub enum Event<'a> {
     Configuration(Configuration),
     /// A message between sections.
     Command(Command),
-    /// RAM begins: its blocks.
+    /// RAM begins: its blocks, or the first of them where each is followed by its pages (capability `mapped-ram`).
     RamStart(RamStart),
+    /// The next block, where each is followed by its pages.
+    RamBlock(RamBlock),
     /// A PART or END section of RAM begins.
     RamSection {
         /// PART or END.
@@ -53,6 +56,8 @@ pub struct StreamReader<R> {
     window: Window<R>,
     state: State,
     ram: Option<Ram>,
+    /// The capability `mapped-ram` is on.
+    mapped: bool,
     pages: Vec<RamPage>,
 }
 
@@ -62,6 +67,8 @@ enum State {
     ExpectConfiguration,
     ExpectSection,
     InRam(SectionKind),
+    /// Among blocks that are followed by their pages, with so many bytes of blocks to come.
+    InMapped(u64),
     Ended,
 }
 
@@ -70,6 +77,8 @@ struct Ram {
     section_id: u32,
     blocks: Vec<RamBlock>,
     scanner: Scanner,
+    /// The block whose pages come next, where each is followed by them.
+    mapped: Option<MappedBlock>,
     ended: bool,
 }
 
@@ -77,7 +86,7 @@ impl<R: Read> StreamReader<R> {
     /// A reader at the first byte of a stream.
     pub fn new(reader: R) -> Self {
         let (state, pages) = (State::ExpectHeader, Vec::new());
-        Self { window: Window::new(reader), state, ram: None, pages }
+        Self { window: Window::new(reader), state, ram: None, mapped: false, pages }
     }
 
     /// The next event, or `None` after the last.
@@ -91,6 +100,7 @@ impl<R: Read> StreamReader<R> {
             }
             State::ExpectConfiguration | State::ExpectSection => self.section().map(Some),
             State::InRam(kind) => self.ram(kind).map(Some),
+            State::InMapped(left) => self.mapped(left).map(Some),
             State::Ended => Ok(None),
         }
     }
@@ -121,7 +131,9 @@ impl<R: Read> StreamReader<R> {
         match (kind, &self.ram) {
             (SectionKind::Configuration, _) if first => {
                 self.window.consume(1);
-                Configuration::read(&mut self.window).map(Event::Configuration)
+                let configuration = Configuration::read(&mut self.window)?;
+                self.mapped = configuration.capabilities().any(|name| name == MAPPED_RAM);
+                Ok(Event::Configuration(configuration))
             }
             (SectionKind::Command, _) => {
                 self.window.consume(1);
@@ -192,38 +204,73 @@ impl<R: Read> StreamReader<R> {
             let at = self.window.offset() - 4;
             return Err(Error::invalid(&path, at, "version_id", header.version_id, ram::RAM_VERSION));
         }
-        let blocks = self.ram_blocks(&path)?;
-        let section_id = header.section_id;
-        self.ram =
-            Some(Ram { section_id, blocks: blocks.clone(), scanner: Scanner::default(), ended: false });
-        self.state = State::InRam(SectionKind::Start);
-        Ok(RamStart { section_id, version: header.version_id, blocks })
-    }
-
-    fn ram_blocks(&mut self, path: &StreamPath) -> Result<Vec<RamBlock>> {
         let at = self.window.offset();
-        let total = self.window.frame(path, "total", 8)?.u64("total")?;
+        let total = self.window.frame(&path, "total", 8)?.u64("total")?;
         if total & ram::FLAGS != ram::FLAG_MEM_SIZE {
             let found = format_args!("{total:#x}");
-            return Err(Error::invalid(path, at, "total", found, "a size with flag MEM_SIZE (0x4) alone"));
+            return Err(Error::invalid(&path, at, "total", found, "a size with flag MEM_SIZE (0x4) alone"));
         }
         let mut left = total & !ram::FLAGS;
         let mut blocks: Vec<RamBlock> = Vec::new();
-        while left > 0 {
-            let at = self.window.offset();
-            limit(path, at, "blocks", blocks.len() as u64 + 1, BLOCK_LIMIT)?;
-            let length = usize::from(self.window.frame(path, "block name length", 1)?.u8("length")?);
-            let name = name_from(&mut self.window.frame(path, "block name", length)?, "block name", length)?;
-            if blocks.iter().any(|block| block.name == name) {
-                return Err(Error::invalid(path, at, "block name", name, "each block once"));
-            }
-            let at = self.window.offset();
-            let used_length = self.window.frame(path, "used_length", 8)?.u64("used_length")?;
-            limit(path, at, "used_length", used_length, left.min(BLOCK_LENGTH_LIMIT))?;
-            left -= used_length;
-            blocks.push(RamBlock { name, used_length });
+        while left > 0 && !(self.mapped && blocks.len() == 1) {
+            blocks.push(self.ram_block(&path, &blocks, &mut left)?);
         }
-        Ok(blocks)
+        let mapped = match blocks.first().filter(|_| self.mapped) {
+            Some(block) => Some(MappedBlock::read(&mut self.window, &path, 0, block)?),
+            None => None,
+        };
+        self.state = if self.mapped { State::InMapped(left) } else { State::InRam(SectionKind::Start) };
+        let section_id = header.section_id;
+        let scanner = Scanner::default();
+        self.ram = Some(Ram { section_id, blocks: blocks.clone(), scanner, mapped, ended: false });
+        Ok(RamStart { section_id, version: header.version_id, blocks })
+    }
+
+    /// Reads one entry of the list of blocks; `left` are the bytes of all that follow.
+    fn ram_block(&mut self, path: &StreamPath, known: &[RamBlock], left: &mut u64) -> Result<RamBlock> {
+        let at = self.window.offset();
+        limit(path, at, "blocks", known.len() as u64 + 1, BLOCK_LIMIT)?;
+        let length = usize::from(self.window.frame(path, "block name length", 1)?.u8("length")?);
+        let name = name_from(&mut self.window.frame(path, "block name", length)?, "block name", length)?;
+        if known.iter().any(|block| block.name == name) {
+            return Err(Error::invalid(path, at, "block name", name, "each block once"));
+        }
+        let at = self.window.offset();
+        let used_length = self.window.frame(path, "used_length", 8)?.u64("used_length")?;
+        limit(path, at, "used_length", used_length, (*left).min(BLOCK_LENGTH_LIMIT))?;
+        *left -= used_length;
+        Ok(RamBlock { name, used_length })
+    }
+
+    /// Hands out pages of a block that is followed by them, then the next block, then what ends the section.
+    fn mapped(&mut self, mut left: u64) -> Result<Event<'_>> {
+        let path = ram::path();
+        let known = match &mut self.ram {
+            Some(ram) => {
+                self.pages.clear();
+                while let Some(block) = &mut ram.mapped {
+                    let Some(length) = block.scan(&mut self.window, &path, &mut self.pages)? else { break };
+                    self.window.consume(length);
+                    if !self.pages.is_empty() {
+                        let bytes = self.window.consumed(length);
+                        return Ok(Event::RamPages(RamChunk { pages: &self.pages, bytes }));
+                    }
+                }
+                ram.blocks.clone()
+            }
+            None => Vec::new(),
+        };
+        if left == 0 {
+            self.state = State::InRam(SectionKind::Start);
+            return self.ram(SectionKind::Start);
+        }
+        let block = self.ram_block(&path, &known, &mut left)?;
+        self.state = State::InMapped(left);
+        if let Some(ram) = &mut self.ram {
+            ram.mapped = Some(MappedBlock::read(&mut self.window, &path, known.len(), &block)?);
+            ram.blocks.push(block.clone());
+        }
+        Ok(Event::RamBlock(block))
     }
 
     /// Hands out the pages that have arrived, or the end of the section.

@@ -52,6 +52,7 @@ impl Template {
             match event {
                 Event::Configuration(found) => configuration = Some(found),
                 Event::RamStart(found) => ram = Some(found),
+                Event::RamBlock(block) => ram.iter_mut().for_each(|ram| ram.blocks.push(block.clone())),
                 Event::Command(found) => commands.push(found),
                 Event::RamSectionEnd { footer, .. } => footers = footer,
                 Event::DeviceState(found) => state = Some(found),

@@ -63,6 +63,11 @@ impl<W: Write> StreamWriter<W> {
             Event::Configuration(configuration) => self.configuration(configuration),
             Event::Command(command) => self.command(command),
             Event::RamStart(start) => self.ram_start(start),
+            Event::RamBlock(_) => Err(out_of_order(
+                self.offset,
+                "a block amid pages",
+                "all blocks first: mapped-ram is read only",
+            )),
             Event::RamSection { kind, .. } => self.ram_section(*kind),
             Event::RamPages(chunk) => self.chunk(chunk),
             Event::RamSectionEnd { footer, .. } => self.ram_end(*footer),

@@ -142,6 +142,7 @@ fn blocks(fixture: &Fixture) -> BTreeMap<(String, u64), Vec<u8>> {
     while let Some(event) = reader.next_event().unwrap() {
         match event {
             Event::RamStart(ram) => names = ram.blocks.into_iter().map(|block| block.name).collect(),
+            Event::RamBlock(block) => names.push(block.name),
             Event::RamPages(chunk) => {
                 for (block, offset, data) in chunk.iter() {
                     let page = data.map_or(vec![0; 4096], <[u8]>::to_vec);

@@ -52,6 +52,13 @@ pub(super) fn show<W: Write>(reader: impl Read, printer: &mut Printer<W>) -> Res
                 printer.element(&element("START ram", fields))?;
                 blocks = start.blocks;
             }
+            Some(Event::RamBlock(block)) => {
+                end_run(&mut pages, printer)?;
+                let name = format!("block {}", block.name);
+                let fields = Fields::new().with(name, Value::Hex(block.used_length));
+                printer.element(&element("START ram", fields))?;
+                blocks.push(block);
+            }
             Some(Event::RamSection { kind, section_id }) => {
                 let fields = Fields::new().with("section_id", Value::Dec(section_id.into()));
                 printer.element(&element(

@@ -92,20 +92,31 @@ impl<R: Read> Intake<R> {
     pub fn open(mut reader: StreamReader<R>, hint: Hint, policy: Policy) -> Result<Self> {
         let mut report = Report::default();
         let mut machine = String::new();
-        let blocks = loop {
+        let (mut blocks, mut others): (Vec<RamBlock>, Vec<HeldPages>) = (Vec::new(), Vec::new());
+        let mut pages = 0;
+        // Where pages follow each block (mapped-ram), others may come before the guest's RAM.
+        let main = loop {
+            if let Some(main) = blocks.iter().position(|block| block.name == MAIN_RAM) {
+                break Some(main);
+            }
             match reader.next_event()? {
                 Some(Event::Configuration(configuration)) => machine = configuration.machine,
-                Some(Event::RamStart(ram)) => break ram.blocks,
-                Some(Event::DeviceState(_)) | None => {
-                    let why =
-                        "the stream holds devices alone, as `snapshot` and Xen's device models write them";
-                    return Err(Error::Missing { record: "RAM", instance: None, why });
+                Some(Event::RamStart(ram)) => blocks = ram.blocks,
+                Some(Event::RamBlock(block)) => blocks.push(block),
+                Some(Event::RamPages(chunk)) => {
+                    pages += chunk.pages().len() as u64;
+                    chunk.iter().for_each(|(block, offset, data)| hold(&mut others, block, offset, data));
                 }
-                Some(_) => {}
+                Some(Event::Header(_) | Event::Command(_)) => {}
+                _ => break None,
             }
         };
+        if blocks.is_empty() {
+            let why = "the stream holds devices alone, as Xen's device models write them";
+            return Err(Error::Missing { record: "RAM", instance: None, why });
+        }
         judge_machine(&machine, &policy, &mut report);
-        let Some(main) = blocks.iter().position(|block| block.name == MAIN_RAM) else {
+        let Some(main) = main else {
             let names: Vec<_> = blocks.iter().map(|block| block.name.as_str()).collect();
             let what = format!("the guest's RAM is not called {MAIN_RAM}: {}", names.join(", "));
             let remedy = "start it with the memory backend called pc.ram (libvirt does), or with -m alone";
@@ -122,9 +133,8 @@ impl<R: Read> Intake<R> {
         report.record(STAGE, "CONFIGURATION").carried(&["machine"]);
         report.record(STAGE, "START ram").carried(&["blocks"]).derived("section_id, version", "framing");
         Error::unless_allowed(&report)?;
-        let others = vec![HeldPages::default(); blocks.len()];
         let batch = Batch::default();
-        Ok(Self { reader, hint, vm, report, policy, blocks, main, others, batch, pages: 0, survey: false })
+        Ok(Self { reader, hint, vm, report, policy, blocks, main, others, batch, pages, survey: false })
     }
 
     /// What is known before the end: the machine, the memory layout, and what the caller knew.
@@ -155,6 +165,7 @@ impl<R: Read> Intake<R> {
                     let place = (self.main, &self.vm.memory);
                     route(&chunk, place, &mut self.others, &mut self.batch, &mut page_lane)?;
                 }
+                Event::RamBlock(block) => self.blocks.push(block),
                 Event::DeviceState(found) => state = Some(found),
                 // Nothing but the rate of a round's pages hangs on these.
                 _ => {}
@@ -182,6 +193,7 @@ impl<R: Read> Intake<R> {
             self.judge_layout();
         }
         let mut held = HeldPages::default();
+        self.others.resize_with(self.blocks.len(), HeldPages::default);
         for (block, pages) in self.blocks.iter().zip(self.others) {
             place::place(block, pages, &self.vm, &mut held, page_lane, &self.policy, &mut self.report)?;
         }
@@ -231,19 +243,27 @@ fn judge_machine(machine: &str, policy: &Policy, report: &mut Report) {
     );
 }
 
+/// Keeps a page of a block that is not the guest's RAM.
+fn hold(others: &mut Vec<HeldPages>, block: usize, offset: u64, data: Option<&[u8]>) {
+    if others.len() <= block {
+        others.resize_with(block + 1, HeldPages::default);
+    }
+    if let Some(held) = others.get_mut(block) {
+        held.put(offset / PAGE_SIZE, data.unwrap_or(&[0; PAGE]));
+    }
+}
+
 /// Sends the pages of one chunk on their way.
 fn route(
     chunk: &RamChunk<'_>,
     (main, layout): (usize, &MemoryLayout),
-    others: &mut [HeldPages],
+    others: &mut Vec<HeldPages>,
     batch: &mut Batch,
     page_lane: &mut impl FnMut(&[u64], &[u8]) -> Result<()>,
 ) -> Result<()> {
     for (block, offset, data) in chunk.iter() {
         if block != main {
-            if let Some(held) = others.get_mut(block) {
-                held.put(offset / PAGE_SIZE, data.unwrap_or(&[0; PAGE]));
-            }
+            hold(others, block, offset, data);
             continue;
         }
         // The reader has checked that the offset lies in the block.
