@@ -47,7 +47,9 @@ fn every_device_state_inside_a_xen_capture() {
 
 #[test]
 fn every_qemu_capture() {
-    for fixture in fixtures("qemu").unwrap() {
+    // Files whose pages stand at fixed places (mapped-ram) are read and not written.
+    let fixtures = fixtures("qemu").unwrap().into_iter().filter(|fixture| !fixture.name.ends_with("mapped"));
+    for fixture in fixtures {
         let stream = fixture.stream().unwrap();
         let mut reader = qemu::StreamReader::new(stream.as_slice());
         let mut writer = qemu::StreamWriter::new(Vec::with_capacity(stream.len()));
