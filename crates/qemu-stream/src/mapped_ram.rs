@@ -131,6 +131,9 @@ mod tests {
     /// Where the block's entry ends: header, CONFIGURATION with the capability, START, total, name, length.
     const ENTRY_END: usize = 8 + 55 + 16 + 8 + 7 + 8;
 
+    /// The first MiB after that.
+    const PAGES_AT: usize = 1 << 20;
+
     /// A file with one block of three pages, of which the first and the last are there.
     fn file() -> Vec<u8> {
         let mut file = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".to_vec();
@@ -146,7 +149,7 @@ mod tests {
             file.extend(number.to_be_bytes());
         }
         file.extend([0b101, 0, 0, 0, 0, 0, 0, 0]);
-        file.resize(ALIGNMENT as usize, 0);
+        file.resize(PAGES_AT, 0);
         // What was there before the second page became zero.
         file.extend([[7; PAGE_SIZE], [8; PAGE_SIZE], [9; PAGE_SIZE]].concat());
         file.extend(0x10_u64.to_be_bytes());
@@ -181,8 +184,7 @@ mod tests {
     #[test]
     fn a_file_that_ends_early_is_an_error() {
         let file = file();
-        for length in [ENTRY_END + 5, ENTRY_END + 30, ALIGNMENT as usize - 1, file.len() - 9, file.len() - 1]
-        {
+        for length in [ENTRY_END + 5, ENTRY_END + 30, PAGES_AT - 1, file.len() - 9, file.len() - 1] {
             assert!(read(&file[..length]).is_err(), "{length}");
         }
     }
