@@ -125,9 +125,17 @@ impl Departure {
             Err(error) => return Err(Error::Stream(error)),
         };
         self.progress.enter(Phase::Load);
+        let ready = self.receiver.hear(READY, "its word that the guest is loaded");
+        tokio::pin!(ready);
         tokio::select! {
-            heard = self.receiver.hear(READY, "its word that the guest is loaded") => heard?,
-            error = self.guest.watch() => return Err(error),
+            heard = &mut ready => heard?,
+            error = self.guest.watch() => {
+                if !self.guest.is_dead() {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the destination has all of the guest, and nobody else has");
+                ready.await?;
+            }
         }
         Ok(made)
     }
@@ -167,7 +175,9 @@ impl Departure {
     async fn give(&mut self, entry: &mut Entry) -> Result<()> {
         self.progress.enter(Phase::HandOver);
         entry.note(Step::Ready { pid: None })?;
-        self.guest.let_go().await?;
+        if !self.guest.is_dead() {
+            self.guest.let_go().await?;
+        }
         entry.note(Step::Go)?;
         self.progress.enter(Phase::Resume);
         if let Err(error) = self.receiver.say(PERMISSION_TO_GO) {

@@ -295,6 +295,27 @@ async fn a_sender_that_is_gone_is_enough_to_have_the_guest_back() {
 }
 
 #[tokio::test]
+async fn a_qemu_that_dies_when_all_is_sent_leaves_the_guest_to_the_destination() {
+    for program in qemus() {
+        let source = Source::start(&program).await;
+        let pid = source.child.id().to_string();
+        let acts = [Says(READY), Hears(PERMISSION_TO_GO), Says(REPORT), Says(&[0])];
+        let end = move |mut to: File, mut from: File| {
+            from.write_all(BANNER).unwrap();
+            copy(&mut to).unwrap();
+            // The guest stands still by now; its QEMU knows, and we shall.
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+            std::thread::sleep(Duration::from_millis(500));
+            play(acts.to_vec())(to, from);
+        };
+        let sent = source.send(end, as_it_is).await.unwrap();
+        assert!(sent.ended.is_ok());
+        assert_eq!(source.steps().pop(), Some(Step::Left));
+    }
+}
+
+#[tokio::test]
 async fn a_qemus_settings_are_put_back() {
     for program in qemus() {
         let source = Source::start(&program).await;

@@ -253,6 +253,16 @@ impl Guest {
         Ok(())
     }
 
+    /// Whether its process is gone, and the guest had stood still to its end: then what was sent is all there is of it.
+    pub(super) fn is_dead(&self) -> bool {
+        let Some(pid) = self.pid.filter(|_| self.stopped.is_some()) else { return false };
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            // One that nobody has waited for yet.
+            Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z')),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Why a migration failed, in QEMU's words.
     pub(super) async fn failure(&mut self) -> Error {
         match self.execute("query-migrate", json!({})).await {
