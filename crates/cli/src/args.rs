@@ -6,7 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
 
 use crate::{
-    commands::{receive::Receive, relay::Relay, resolve::Resolve, send::Send},
+    commands::{
+        check::{self, Check},
+        receive::Receive,
+        relay::Relay,
+        resolve::Resolve,
+        send::Send,
+    },
     stay::Stay,
 };
 
@@ -73,6 +79,9 @@ pub(crate) enum Command {
     Relay(Relay),
     /// Say which copy of each guest that came in or left may run
     Resolve(Resolve),
+    /// Say whether a guest can move: what this host, and what its Xen host, has against it
+    #[command(after_long_help = check::HELP)]
+    Check(Check),
     /// Compare two VMs: field, left, right
     #[command(after_long_help = DIFF_HELP)]
     Diff(Diff),
@@ -296,7 +305,7 @@ pub(crate) struct Completions {
 }
 
 /// The QEMU that takes the guest.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Destination {
     /// QEMU's program [default: qemu-system-x86_64 from PATH]
     #[arg(long, value_name = "PATH")]

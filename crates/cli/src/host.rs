@@ -14,7 +14,7 @@ use crate::{
     exit::{Error, Result},
 };
 
-const QEMU: &str = "qemu-system-x86_64";
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// Long enough for a reading to be right to 10 ppm even if a tick of 1 µs is lost on both sides.
 const MEASURED_FOR: Duration = Duration::from_millis(100);
 

@@ -97,7 +97,7 @@ impl Stay {
                 "note [display]: VNC showed it at {place} at the source; here nobody sees it unless --vnc PLACE"
             );
         }
-        landing.shim = self.shim(vm, landing.options.accelerator)?;
+        landing.shim = shim(&self.platform_shim, vm, landing.options.accelerator)?;
         let mut papers = Papers { extra: extra.to_vec(), ..Papers::default() };
         if self.unit != Unit::None {
             let name = unit::name(guest);
@@ -117,37 +117,6 @@ impl Stay {
         Ok(papers)
     }
 
-    /// The library, where it is wanted.
-    fn shim(&self, vm: &Vm, accelerator: Accelerator) -> Result<Option<PathBuf>> {
-        let kvm = accelerator == Accelerator::Kvm;
-        match self.platform_shim.to_str() {
-            Some("off") => return Ok(None),
-            Some("auto") => {
-                let library = beside_us()?.filter(|_| kvm && may_need_clocks(vm));
-                if library.is_some() {
-                    eprintln!(
-                        "platform shim: on, for the guest may use Xen's HPET or APIC timer (--platform-shim=off)"
-                    );
-                }
-                return Ok(library);
-            }
-            _ if !kvm => {
-                let why =
-                    "--platform-shim tells KVM what to do, and this guest would run in QEMU's emulation";
-                return Err(Error::Usage(why.to_owned()));
-            }
-            Some("on") => {}
-            _ => return Ok(Some(self.platform_shim.clone())),
-        }
-        let missing = || {
-            let why = format!(
-                "there is no {PLATFORM_SHIM} beside hyperferry; say where it is with --platform-shim=PATH"
-            );
-            Error::Host(why)
-        };
-        Ok(Some(beside_us()?.ok_or_else(missing)?))
-    }
-
     fn usual_directory(&self) -> Result<PathBuf> {
         match self.unit.user() {
             None => Ok(SCRIPTS.into()),
@@ -162,6 +131,36 @@ impl Stay {
             }
         }
     }
+}
+
+/// The platform shim's library, where it is wanted.
+pub(crate) fn shim(named: &Path, vm: &Vm, accelerator: Accelerator) -> Result<Option<PathBuf>> {
+    let kvm = accelerator == Accelerator::Kvm;
+    match named.to_str() {
+        Some("off") => return Ok(None),
+        Some("auto") => {
+            let library = beside_us()?.filter(|_| kvm && may_need_clocks(vm));
+            if library.is_some() {
+                eprintln!(
+                    "platform shim: on, for the guest may use Xen's HPET or APIC timer (--platform-shim=off)"
+                );
+            }
+            return Ok(library);
+        }
+        _ if !kvm => {
+            let why = "--platform-shim tells KVM what to do, and this guest would run in QEMU's emulation";
+            return Err(Error::Usage(why.to_owned()));
+        }
+        Some("on") => {}
+        _ => return Ok(Some(named.to_owned())),
+    }
+    let missing = || {
+        let why = format!(
+            "there is no {PLATFORM_SHIM} beside hyperferry; say where it is with --platform-shim=PATH"
+        );
+        Error::Host(why)
+    };
+    Ok(Some(beside_us()?.ok_or_else(missing)?))
 }
 
 impl Papers {

@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// How far two clocks may be apart and still count as one: what NTP can slew away (kernel/time/ntp.c, MAXFREQ).
-const CLOCK_TOLERANCE_PPM: u64 = 500;
+pub const CLOCK_TOLERANCE_PPM: u64 = 500;
 
 /// The destination as the user describes it.
 #[derive(Clone, Debug)]
@@ -195,7 +195,7 @@ impl Landing {
     }
 
     /// The CPU model that the guest's is made from: the user's, or all that the accelerator has.
-    fn base_model(&self) -> &str {
+    pub fn base_model(&self) -> &str {
         match (&self.options.cpu, self.options.accelerator) {
             (Some(model), _) => model.split(',').next().unwrap_or(model),
             (None, Accelerator::Kvm) => "host",

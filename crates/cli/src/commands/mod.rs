@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod check;
 mod completions;
 mod convert;
 mod diff;
@@ -46,6 +47,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::Send(arguments) => send::run(arguments, &words),
         Command::Relay(arguments) => relay::run(&arguments, &words),
         Command::Resolve(arguments) => resolve::run(&arguments),
+        Command::Check(arguments) => check::run(arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man => man::run(),

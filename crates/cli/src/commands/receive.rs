@@ -19,6 +19,7 @@ use hyperferry_translate::source::Source;
 use hyperferry_vm_model::Vm;
 
 use super::{
+    check,
     listen::{self, sender_name},
     resolve,
 };
@@ -162,6 +163,7 @@ async fn load(
     let admitted = landing.admit(outline).await?;
     landing.files = Some(entry.files());
     let papers = arguments.stay.prepare(outline, &mut landing, &arguments.extra)?;
+    check::before_pages(&landing, outline, &arguments.journal).await?;
     entry.note(Step::Loading)?;
     Ok((landing.load(source, admitted, progress).await?, landing, papers))
 }

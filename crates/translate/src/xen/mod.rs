@@ -28,6 +28,7 @@ use std::io::Read;
 use hyperferry_vm_model::{CpuidLeaf, CpuidPolicy, MemoryLayout, MsrPolicyEntry, PAGE_SIZE, Vm, XenDomain};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::{Event, StreamReader, libxc, libxl};
+use serde_json::Value;
 
 pub use self::config::{Identity, Relocation};
 pub use self::held::HeldPages;
@@ -160,12 +161,8 @@ impl<R: Read> Intake<R> {
             match event {
                 Event::XlHeader(header) => {
                     let json = header.config()?;
-                    self.vm.config = config::normalise(&json, &mut self.report);
-                    let hole = self.vm.config.mmio_hole;
-                    let low_limit = hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
-                    self.vm.memory = MemoryLayout::split(self.vm.config.memory, low_limit);
+                    self.vm = outline(&json, &self.policy, &mut self.report);
                     self.pv_drivers = PvDrivers::of_config(&json);
-                    config::judge(&json, &self.vm.config, &self.policy, &mut self.report);
                     let xen = XenDomain { config: header.text().to_owned(), ..XenDomain::default() };
                     self.vm.xen = Some(xen);
                 }
@@ -246,6 +243,14 @@ impl<R: Read> Intake<R> {
         Error::unless_allowed(&report)?;
         Ok(Taken { vm, held, report, pages })
     }
+}
+
+/// What libxl's JSON configuration tells of a guest: its devices and its memory's layout.
+pub fn outline(json: &Value, policy: &Policy, report: &mut Report) -> Vm {
+    let config = config::normalise(json, report);
+    config::judge(json, &config, policy, report);
+    let low_limit = config.mmio_hole.map_or(DEFAULT_LOW_LIMIT, |hole| FOUR_GIB - hole.min(FOUR_GIB));
+    Vm { memory: MemoryLayout::split(config.memory, low_limit), config, ..Vm::default() }
 }
 
 /// Sends the pages of one chunk on their way: RAM to the page lane in as few pieces as can be, the rest aside.
