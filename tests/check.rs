@@ -54,13 +54,14 @@ fn a_host_is_judged_for_the_guest_that_is_to_come() {
         assert_eq!((&alone["guest"], &alone["movable"]), (&Value::Null, &true.into()));
         assert_eq!(severities(&alone)["qemu-devices"], "ok");
 
-        let fits = document(&check(&["--from", "-"], &slim(&plain())).expect(0));
+        let diskless = with_config(&slim(&plain()), |xl| xl["disks"] = Value::Null);
+        let fits = document(&check(&["--from", "-"], &diskless).expect(0));
         assert_eq!(fits["guest"], "fixture");
         let found = severities(&fits);
         assert_eq!((found["template"].as_str(), found["cpu-features"].as_str()), ("ok", "ok"), "{fits}");
 
         let changed = with_config(&slim(&plain()), |xl| {
-            xl["disks"] = serde_json::json!([{ "pdev_path": "/nowhere/d", "vdev": "hda", "format": "raw" }]);
+            xl["disks"] = serde_json::json!([{ "pdev_path": "/nowhere/d", "vdev": "hda", "format": "raw", "readwrite": 1 }]);
             xl["b_info"]["nested_hvm"] = "True".into();
         });
         let refused = document(&check(&["--from", "-"], &changed).expect(4));
