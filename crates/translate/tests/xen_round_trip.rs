@@ -12,6 +12,7 @@ use hyperferry_translate::{
     source::Source,
     xen::{Destination, Relocation, Template, XenSink},
 };
+use hyperferry_vm_model::Vm;
 use hyperferry_wire::StreamPath;
 use hyperferry_xen_stream::{Event, StreamReader, describe::Fields, libxc, libxl};
 
@@ -93,6 +94,11 @@ fn listed(place: &str) -> Option<&'static str> {
 }
 
 fn home(fixture: &Fixture) -> Vec<u8> {
+    told(fixture).0
+}
+
+/// The stream, the model that it was made of, and the account of the second half.
+fn told(fixture: &Fixture) -> (Vec<u8>, Vm, Report) {
     let (relocation, policy) = (Relocation::default(), Policy::default());
     let source = Source::open(fixture.open().unwrap(), policy.clone()).unwrap();
     let template = Template::bundled(source.outline()).unwrap();
@@ -100,7 +106,45 @@ fn home(fixture: &Fixture) -> Vec<u8> {
     let mut report = Report::default();
     let mut sink = XenSink::new(Vec::new(), source.outline(), destination, &mut report).unwrap();
     let taken = source.pump(|addresses, data| sink.pages(addresses, data)).unwrap();
-    sink.finish(&taken.vm, &taken.held, &mut report).unwrap()
+    let bytes = sink.finish(&taken.vm, &taken.held, &mut report).unwrap();
+    (bytes, taken.vm, report)
+}
+
+/// Every field of the model is named by the report.
+#[test]
+fn every_field_of_the_model_is_accounted_for() {
+    for name in ["xen/witness-2vcpu", "xen/witness-avx"] {
+        let (_, vm, report) = told(&Fixture::named(name).unwrap());
+        let json = serde_json::to_value(&vm).unwrap();
+        let parts = [
+            ("vcpu[0]", "/vcpus/0"),
+            ("lapic[0]", "/vcpus/0/lapic"),
+            ("irq.pic[1]", "/irq/pic/1"),
+            ("irq.ioapic", "/irq/ioapic"),
+            ("irq", "/irq"),
+            ("timers.pit", "/timers/pit"),
+            ("timers.rtc", "/timers/rtc"),
+            ("timers.hpet", "/timers/hpet"),
+            ("timers.pm_timer", "/timers/pm_timer"),
+            ("clock", "/clock"),
+            ("cpuid", "/cpuid"),
+            ("xen", "/xen"),
+        ];
+        for (record, pointer) in parts {
+            for field in json.pointer(pointer).unwrap().as_object().unwrap().keys() {
+                // Told under their own names.
+                let elsewhere = matches!(
+                    (record, field.as_str()),
+                    ("vcpu[0]", "id" | "lapic") | ("irq", "pic" | "ioapic")
+                );
+                let names = |line: &str| {
+                    line.split(", ").any(|name| name == field || name.starts_with(&format!("{field}.")))
+                };
+                let told = report.fields.iter().any(|line| line.record == record && names(&line.field));
+                assert!(told || elsewhere, "{name}: nothing is said about {record}.{field}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -238,11 +238,24 @@ pub(super) fn localise(vm: &Vm, relocation: &Relocation, report: &mut Report) ->
             ])
             .carried(&["serial_ports", "hpet", "xen_platform", "usb_devices", "boot", "vnc"])
             .derived("viridian, nested, passthrough", "refused before they come here");
-        return libxl_text(&relocated(made(&vm.config, &relocation.identity), relocation));
+        let json = relocated(made(&vm.config, &relocation.identity), relocation);
+        report_nameless_disks(&json, report);
+        return libxl_text(&json);
     };
-    report.record(BACK, "config").carried(&["*"]);
+    report.record(BACK, "config").derived("*", "the guest brings the text that its host had (xen.config)");
     let here = relocated(json.clone(), relocation);
     if here == json { own.to_owned() } else { libxl_text(&here) }
+}
+
+/// A QEMU's stream does not say what is behind a disk.
+fn report_nameless_disks(json: &Value, report: &mut Report) {
+    for disk in json.get("disks").and_then(Value::as_array).into_iter().flatten().map(disk) {
+        if disk.path.is_none() && !disk.cdrom {
+            let what = format!("the stream does not name what is behind disk {}", disk.vdev);
+            let remedy = format!("say what it is on the Xen host with --map-disk {}=PATH", disk.vdev);
+            report.find("disk", Severity::Warning, what, remedy);
+        }
+    }
 }
 
 /// Whether the device model is given a kernel to start; it then has the interface through which firmware takes it.
@@ -310,11 +323,12 @@ fn defbool(on: bool) -> &'static str {
 }
 
 fn made_disk(disk: &Disk) -> Value {
+    // A drive without a medium is a format of libxl's own.
+    let empty = disk.path.is_none() && disk.cdrom;
     json!({
         "pdev_path": disk.path.as_deref().unwrap_or_default(),
         "vdev": disk.vdev,
-        "backend": "qdisk",
-        "format": disk.format,
+        "format": if empty { "empty" } else { disk.format.as_str() },
         "removable": i32::from(disk.cdrom),
         "readwrite": i32::from(disk.writable),
         "is_cdrom": i32::from(disk.cdrom),

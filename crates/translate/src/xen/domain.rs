@@ -65,7 +65,8 @@ pub(super) fn tsc_info(vm: &Vm, report: &mut Report) -> libxc::X86TscInfo {
 pub(super) fn params(vm: &Vm, report: &mut Report) -> HvmParams {
     let mut ledger = report.record(STAGE, "xen");
     if let Some(XenDomain { params, .. }) = &vm.xen {
-        ledger.carried(&["params"]);
+        ledger.carried(&["config", "params", "tsc_mode", "incarnation", "changeset", "host_cpuid"]);
+        ledger.derived("version", "the template's, whose dialect this is");
         let param = |(index, value): &(u64, u64)| HvmParam { index: *index, value: *value };
         return HvmParams { params: params.iter().map(param).collect() };
     }

@@ -187,3 +187,78 @@ fn number(sections: &mut [Section], template: &Template) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use hyperferry_vm_model::DeviceValue;
+
+    use super::*;
+
+    fn template() -> Template {
+        Template::bundled(&Vm::default()).unwrap()
+    }
+
+    /// A guest with the template's device of this kind, in another slot.
+    fn guest_with(vmsd: &str, slot: u8) -> Vm {
+        let template = template();
+        let section = template.section(vmsd).unwrap();
+        let device = Device {
+            name: vmsd.into(),
+            address: Some(PciAddress { slot, function: 0 }),
+            instance: 0,
+            version: section.version_id,
+            state: devices::qemu::to_model(&section.tree),
+        };
+        let bus = Device { name: ROOT_BUS.into(), address: None, ..device.clone() };
+        Vm {
+            devices: vec![bus, device],
+            vcpus: vec![hyperferry_vm_model::Vcpu::default(); 3],
+            ..Vm::default()
+        }
+    }
+
+    fn sections(vm: &Vm) -> DeviceState {
+        let record = localise(vm, &template(), &Policy::default(), &mut Report::default()).unwrap();
+        DeviceState::decode_emulator_context(&record.blob, 0, hyperferry_wire::StreamPath::root()).unwrap()
+    }
+
+    #[test]
+    fn a_device_gets_its_section_where_it_is() {
+        let state = sections(&guest_with("e1000", 7));
+        assert!(state.section("0000:00:07.0/e1000", 0).is_some());
+        let vcpus: Vec<_> = state.sections.iter().filter(|section| section.vmsd() == "apic").collect();
+        assert_eq!(vcpus.iter().map(|section| section.instance_id).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(vcpus[2].tree.field("id").unwrap().as_u64().unwrap(), 2);
+        let labels: BTreeSet<_> = state.sections.iter().map(|section| section.section_id).collect();
+        assert_eq!(labels.len(), state.sections.len());
+    }
+
+    #[test]
+    fn an_asserted_pin_is_counted_on_its_wire() {
+        let mut vm = guest_with("e1000", 7);
+        for (name, value) in &mut vm.devices[1].state.fields {
+            let DeviceValue::Struct(parent) = value else { continue };
+            let levels = parent.fields.iter_mut().find(|(field, _)| field == "irq_state").unwrap();
+            assert_eq!(name, "parent_obj");
+            levels.1 = match &levels.1 {
+                DeviceValue::Bytes(_) => DeviceValue::Bytes([[0, 0, 0, 1], [0; 4], [0; 4], [0; 4]].concat()),
+                other => panic!("{other:?}"),
+            };
+        }
+        let state = sections(&vm);
+        let counts = state.section(ROOT_BUS, 0).unwrap().tree.field("irq_count").unwrap().as_u64s().unwrap();
+        assert_eq!(counts.iter().position(|count| *count == 1), Some(28));
+        assert_eq!(counts.iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn a_device_that_no_template_has_is_refused() {
+        let mut vm = guest_with("e1000", 7);
+        vm.devices[1].name = "nvme".into();
+        let mut report = Report::default();
+        localise(&vm, &template(), &Policy::default(), &mut report).unwrap();
+        assert_eq!(report.refusals().map(|finding| finding.name).collect::<Vec<_>>(), ["device"]);
+    }
+}

@@ -17,6 +17,8 @@ pub(super) const VGA_WINDOW: Range<u64> = 0xa_0000..0xc_0000;
 const SPECIAL_PFN: u64 = 0xfeff0;
 const SPECIAL_PAGES: u64 = 16;
 const IDENT_PT_PFN: u64 = 0xfeffe;
+/// Where QEMU's `pc` has its firmware, up to 4 GiB; a Xen domain has nothing there.
+const FIRMWARE: Range<u64> = 0xff00_0000..1 << 32;
 const PARAM_IDENT_PT: u64 = 12;
 
 /// HVM_PARAMS of a domain that libxl has just made, in the order of `write_hvm_params` (xg_sr_save_x86_hvm.c) and with
@@ -42,9 +44,12 @@ pub(super) fn outside<'a>(
     report: &mut Report,
 ) -> BTreeMap<u64, Cow<'a, [u8]>> {
     const ZEROS: &[u8] = &[0; PAGE];
-    let mut pages: BTreeMap<u64, Cow<'a, [u8]>> = held.iter().map(|(pfn, page)| (pfn, page.into())).collect();
+    let all =
+        held.iter().map(|(pfn, page)| (pfn, page.into())).chain(held.zeros().map(|pfn| (pfn, ZEROS.into())));
+    let firmware = |pfn: u64| FIRMWARE.contains(&(pfn * PAGE_SIZE));
+    let (roms, mut pages): (BTreeMap<u64, Cow<'a, [u8]>>, BTreeMap<u64, Cow<'a, [u8]>>) =
+        all.partition(|(pfn, _)| firmware(*pfn));
     let had = pages.len();
-    pages.extend(held.zeros().map(|pfn| (pfn, ZEROS.into())));
     let mut made = 0_u64;
     let mut make = |pages: &mut BTreeMap<u64, Cow<'a, [u8]>>, frames: Range<u64>| {
         for pfn in frames {
@@ -64,6 +69,10 @@ pub(super) fn outside<'a>(
     }
     let mut ledger = report.record(STAGE, "PAGE_DATA");
     ledger.derived("pages outside RAM", format!("{had} of the guest's own"));
+    if !roms.is_empty() {
+        let note = format!("{} pages below 4 GiB; it has run, and Xen's host has its own", roms.len());
+        ledger.dropped("firmware", note);
+    }
     if made > 0 {
         ledger
             .defaulted("special pages, video memory", format!("{made} pages of zeros that the guest lacked"));
@@ -80,6 +89,15 @@ fn identity_page_table() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn firmware_stays_behind_and_zeros_come_along() {
+        let mut held = HeldPages::default();
+        held.put(0xfffff, &[1; PAGE]);
+        held.put(0xfd000, &[0; PAGE]);
+        let pages = outside(&Vm::default(), &held, &HvmParams::default(), &mut Report::default());
+        assert!(pages.contains_key(&0xfd000) && !pages.contains_key(&0xfffff));
+    }
 
     #[test]
     fn a_guest_that_no_xen_has_seen_gets_the_pages_that_xen_needs() {

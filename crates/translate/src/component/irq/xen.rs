@@ -125,6 +125,7 @@ pub(crate) fn localise_ioapic(ioapic: &Ioapic, report: &mut Report) -> hvm::IoAp
     let entry = |pin: usize| ioapic.redirection.get(pin).copied().unwrap_or(MASKED);
     let mut ledger = report.record(BACK, "irq.ioapic");
     ledger.carried(&["base", "ioregsel", "id", "redirection"]);
+    ledger.derived("requests", "Xen asks the wires again");
     let record = hvm::IoApic {
         base_address: ioapic.base,
         ioregsel: ioapic.ioregsel,
@@ -152,4 +153,27 @@ pub(crate) fn localise_lines(
     // A route is an ISA interrupt; Xen refuses any other.
     let route = links.0.map(|route| if route < 16 { route } else { 0 });
     (hvm::PciIrq { pad: [word(0), word(64)] }, hvm::IsaIrq { pad: lines.isa.into() }, hvm::PciLink { route })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_that_the_source_lacks_deliver_nothing() {
+        let ioapic = Ioapic { redirection: vec![0x31; 24], ..Ioapic::default() };
+        let record = localise_ioapic(&ioapic, &mut Report::default());
+        assert_eq!((record.redirtbl[23], record.redirtbl[24], record.redirtbl[47]), (0x31, MASKED, MASKED));
+    }
+
+    #[test]
+    fn what_xen_would_refuse_of_a_pic_is_put_right() {
+        // QEMU keeps ICW4's flag after initialization, and the cascade's line edge-triggered.
+        let pic = Pic { init4: true, elcr: 0x0c, int_output: true, ..Pic::default() };
+        let record = localise_pic(0, &pic, &mut Report::default());
+        assert_eq!((record.init_priority, record.elcr, record.mode, record.int_output), (0, 0x0c, 0x40, 1));
+        let under_way = Pic { init_state: 2, ..pic };
+        let record = localise_pic(1, &under_way, &mut Report::default());
+        assert_eq!((record.init_priority, record.elcr, record.mode, record.int_output), (6, 0x0c, 0, 0));
+    }
 }

@@ -177,3 +177,37 @@ fn localise_count(vcpu: u32, lapic: &Lapic, report: &mut Report) -> u32 {
     ledger.dropped("timer.bus_hz", format!("{} Hz in the source, {BUS_HZ} Hz in Xen", timer.bus_hz));
     count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(mode: u32, bus_hz: u64, remaining_ns: Option<u64>) -> Lapic {
+        let timer = ApicTimer {
+            bus_hz,
+            initial_count: 1_000_000,
+            divide_configuration: 0xb,
+            remaining_ns,
+            ..ApicTimer::default()
+        };
+        let lvt = LocalVectorTable { timer: mode << LVT_MODE_SHIFT | 0x40, ..LocalVectorTable::default() };
+        Lapic { timer, lvt, ..Lapic::default() }
+    }
+
+    fn count(lapic: &Lapic) -> u32 {
+        localise_count(0, lapic, &mut Report::default())
+    }
+
+    #[test]
+    fn a_shot_keeps_its_length_and_a_tick_its_period() {
+        const GHZ: u64 = 1_000_000_000;
+        // 1 ms at 1 GHz are 100,000 counts at 100 MHz; of a shot, what is left.
+        assert_eq!(count(&running(1, GHZ, Some(400_000))), 100_000);
+        assert_eq!(count(&running(0, GHZ, None)), 100_000);
+        assert_eq!(count(&running(0, GHZ, Some(400_000))), 40_000);
+        assert_eq!(count(&running(0, GHZ, Some(0))), 1);
+        assert_eq!(count(&running(1, BUS_HZ, Some(400_000))), 1_000_000);
+        // The TSC's deadline is no count.
+        assert_eq!(count(&running(2, GHZ, None)), 1_000_000);
+    }
+}

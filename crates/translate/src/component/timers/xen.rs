@@ -168,7 +168,10 @@ pub(crate) fn localise_hpet(hpet: Option<&Hpet>, report: &mut Report) -> hvm::Hp
 
 /// Model to wire: the PM timer.
 pub(crate) fn localise_pm_timer(pm: &PmTimer, report: &mut Report) -> hvm::PmTimer {
-    report.record(BACK, "timers.pm_timer").carried(&["counter", "pm1_status", "pm1_enable"]);
+    report
+        .record(BACK, "timers.pm_timer")
+        .carried(&["counter", "pm1_status", "pm1_enable"])
+        .derived("io_base", "HVM_PARAM_ACPI_IOPORTS_LOCATION, or the device model's own PM timer");
     hvm::PmTimer { tmr_val: pm.counter, pm1a_sts: pm.pm1_status, pm1a_en: pm.pm1_enable }
 }
 
