@@ -36,22 +36,24 @@ pub(super) const PARAMS: [(u64, u64); 10] = [
     (33, 8),                              // NR_IOREQ_SERVER_PAGES
 ];
 
+/// Pages by their frames.
+type Pages<'a> = BTreeMap<u64, Cow<'a, [u8]>>;
+
 /// Every page outside RAM that the domain must have, by its frame: the guest's own, and those that it lacks.
 pub(super) fn outside<'a>(
     vm: &Vm,
     held: &'a HeldPages,
     params: &HvmParams,
     report: &mut Report,
-) -> BTreeMap<u64, Cow<'a, [u8]>> {
+) -> Pages<'a> {
     const ZEROS: &[u8] = &[0; PAGE];
     let all =
         held.iter().map(|(pfn, page)| (pfn, page.into())).chain(held.zeros().map(|pfn| (pfn, ZEROS.into())));
-    let firmware = |pfn: u64| FIRMWARE.contains(&(pfn * PAGE_SIZE));
-    let (roms, mut pages): (BTreeMap<u64, Cow<'a, [u8]>>, BTreeMap<u64, Cow<'a, [u8]>>) =
-        all.partition(|(pfn, _)| firmware(*pfn));
+    let (roms, mut pages): (Pages<'a>, Pages<'a>) =
+        all.partition(|(pfn, _)| FIRMWARE.contains(&pfn.saturating_mul(PAGE_SIZE)));
     let had = pages.len();
     let mut made = 0_u64;
-    let mut make = |pages: &mut BTreeMap<u64, Cow<'a, [u8]>>, frames: Range<u64>| {
+    let mut make = |pages: &mut Pages<'a>, frames: Range<u64>| {
         for pfn in frames {
             pages.entry(pfn).or_insert_with(|| {
                 made += 1;
