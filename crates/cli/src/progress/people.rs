@@ -146,6 +146,9 @@ fn of_memory(memory: &Memory) -> String {
 }
 
 fn seconds(ms: u64) -> String {
+    if ms < 1000 {
+        return format!("{ms} ms");
+    }
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
