@@ -197,6 +197,11 @@ fn end(mut child: Child) -> Run {
     Run { code: child.wait().unwrap().code().unwrap_or(-1), stdout: String::new(), stderr }
 }
 
+/// A QEMU whose guests are stopped before they are sent (`send::facts`), and do not go on by themselves.
+fn loses_writes(qemu: &Path) -> bool {
+    text(qemu).contains("7.2")
+}
+
 /// A QEMU that does not survive the migration of a guest with a window for Xen's ACPI tables (`send::facts`).
 fn aborts_with_a_window(qemu: &Path) -> bool {
     !text(qemu).contains("7.2")
@@ -344,7 +349,10 @@ fn what_is_sent_is_a_stream_that_a_strict_judge_accepts() {
             from.write_all(BANNER).unwrap();
             fs::write(kept, take_the_guest(&mut to)).unwrap();
         });
-        common::finish(&mut source.send(&[], &words), None).expect(5).says("the guest goes on here");
+        // By its process this time.
+        let (pid, journal) = (source.child.id().to_string(), source.journal());
+        let mut send = command(&["send", &pid, "--journal", &journal, "--"]);
+        common::finish(send.args(words), None).expect(5).says("the guest goes on here");
         source.goes_on();
         run(&["verify", text(&stream)]).expect(0);
     }
@@ -470,9 +478,12 @@ fn the_end_of_hyperferry_before_go_gives_the_guest_back() {
                 if signal != "-KILL" {
                     ended.expect(5).says("the guest goes on here");
                 }
-                source.goes_on();
+                if !loses_writes(&qemu) {
+                    source.goes_on();
+                }
                 let resolved = source.resolve();
                 assert!(resolved.contains("here: QEMU is in state running"), "{resolved}");
+                source.goes_on();
                 assert_eq!(source.steps().last().unwrap(), "failed");
             }
         }

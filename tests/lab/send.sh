@@ -95,10 +95,10 @@ provide_hosts() {
     to_kvm="$ssh -p $(port kvm 2233) root@10.0.2.2" to_xen="$ssh -p $(port xen 2232)"
 }
 # QEMU numbers local APICs one by one and Xen by twos: a witness of two vCPUs would notice. SeaBIOS under KVM leaves a
-# clock running in its own memory, and a write to port 0x70 may stay behind in KVM's coalescing ring.
+# clock running in its own memory; a last write to port 0x70 may stay behind in KVM's coalescing ring, in any guest.
 case $what-$kind in
 witness-*) memory=16 vcpus=1 kernel=/guest/witness.bzimage initrd= cmdline="avx=off mem=1 skip=pat,cr2,bios_page,cmos_index lapic=off" ;;
-*-witness) memory=16 vcpus=2 kernel=/guest/witness.bzimage initrd= cmdline="avx=off mem=1 skip=pat,cr2 lapic=off" ;;
+*-witness) memory=16 vcpus=2 kernel=/guest/witness.bzimage initrd= cmdline="avx=off mem=1 skip=pat,cr2,cmos_index lapic=off" ;;
 *-linux) memory=256 vcpus=1 kernel=/guest/vmlinuz initrd=/guest/initrd.gz
     cmdline="console=ttyS0 nokaslr nopv quiet clocksource=tsc tsc=reliable hpet=disable nolapic_timer" ;;
 esac

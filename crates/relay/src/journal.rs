@@ -75,7 +75,10 @@ pub enum Step {
         pid: Option<u32>,
     },
     /// Its memory is about to be sent.
-    Sending,
+    Sending {
+        /// It is stopped first, and nobody but us lets it run on.
+        still: bool,
+    },
     /// A QEMU is about to be started for it.
     Loading,
     /// It is loaded and stopped at the destination, and the sender is about to be told; or we are the sender and were.

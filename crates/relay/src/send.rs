@@ -96,7 +96,7 @@ impl Departure {
         E: Into<BoxError>,
     {
         self.receiver.hear(BANNER, "its banner").await?;
-        entry.note(Step::Sending)?;
+        entry.note(Step::Sending { still: pace.still })?;
         self.progress.enter(Phase::Stream);
         let broken = Arc::new(AtomicBool::new(false));
         let to = ToReceiver {

@@ -204,7 +204,10 @@ async fn a_guest_is_given_away_word_by_word_and_its_qemu_ends() {
         until_gone(pid).await;
         let steps = source.steps();
         assert!(matches!(&steps[0], Step::Leave { pid: Some(found), .. } if *found == pid), "{steps:?}");
-        assert_eq!(steps[1..], [Step::Sending, Step::Ready { pid: None }, Step::Go, Step::Left]);
+        assert_eq!(
+            steps[1..],
+            [Step::Sending { still: false }, Step::Ready { pid: None }, Step::Go, Step::Left]
+        );
     }
 }
 

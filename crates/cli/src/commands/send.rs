@@ -91,7 +91,7 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
     let account = Account { file: arguments.loss.report.as_deref(), to: "xen", verbose: words.verbose > 0 };
     let (sent, report, shown) = runtime::run(async {
         let found = runtime::unless_interrupted(admit(&arguments, &monitor, &journal)).await;
-        let (guest, passage) = account.of(found)?;
+        let (guest, passage, pace) = account.of(found)?;
         let shown = progress::start(words, &passage.outline().config.name)?;
         let config = &passage.outline().config;
         eprintln!("guest {} leaves QEMU {}", config.name, guest.version());
@@ -100,7 +100,7 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
         entry.note(Step::Leave { guest: name, uuid, to: command.clone(), monitor, pid })?;
         let receiver = Receiver::start(&command)?;
         let mut departure = Departure::new(guest, receiver, shown.progress.clone());
-        let (pace, watched) = (pace(&arguments), shown.progress.clone());
+        let watched = shown.progress.clone();
         let travelled = departure
             .travel(&pace, &mut entry, move |from, out| passage.translate(from, out, &pace, &watched));
         let travelled = runtime::unless_interrupted(async { Ok(travelled.await?) }).await;
@@ -141,7 +141,7 @@ async fn deaf() {
 }
 
 /// Finds the guest, and refuses what its QEMU's word is enough to refuse.
-async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(Guest, Passage)> {
+async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(Guest, Passage, Pace)> {
     let mut guest = Guest::attach(monitor).await?;
     if !guest.ran() {
         let state = guest.run_state().await?;
@@ -155,11 +155,24 @@ async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(G
         let why = "QEMU was given no name for its guest (-name); say one with --name NAME";
         return Err(Error::Usage(why.to_owned()));
     }
-    let home = facts.config.uuid.as_deref().map(|uuid| journal.home_of(uuid)).transpose()?.flatten();
+    let uuid = facts.config.uuid.as_deref().filter(|_| facts.came_from_xen());
+    let home = uuid.map(|uuid| journal.home_of(uuid)).transpose()?.flatten();
     let accelerator = if facts.kvm { Accelerator::Kvm } else { Accelerator::Tcg };
     let to = xen(arguments, &home.clone().unwrap_or_else(|| facts.outline()))?;
     let passage = Passage::admit(&facts, home, host::tsc_khz(accelerator), to)?;
-    Ok((guest, passage))
+    let pace = Pace {
+        bandwidth: arguments.bandwidth,
+        downtime_ms: arguments.downtime,
+        rounds: arguments.rounds,
+        still: facts.loses_writes(),
+    };
+    if pace.still {
+        eprintln!(
+            "note [stopped]: QEMU {} under emulation loses what a guest writes while it is sent; it is stopped first",
+            guest.version()
+        );
+    }
+    Ok((guest, passage, pace))
 }
 
 /// The destination that was asked for.
@@ -176,10 +189,6 @@ fn xen(arguments: &Send, guest: &Vm) -> Result<Xen> {
         identity: Identity { uuid: host::random_uuid(), ..Identity::default() },
     };
     Ok(Xen { template, relocation, policy: arguments.loss.allow.policy() })
-}
-
-fn pace(arguments: &Send) -> Pace {
-    Pace { bandwidth: arguments.bandwidth, downtime_ms: arguments.downtime, rounds: arguments.rounds }
 }
 
 /// The command that reaches the receiver.

@@ -73,11 +73,13 @@ pub struct Pace {
     pub downtime_ms: u64,
     /// After so many rounds it stops the guest in any case.
     pub rounds: u64,
+    /// The guest is stopped before its first page. Only then does the end of our process not let it run on.
+    pub still: bool,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { bandwidth: None, downtime_ms: 300, rounds: 10 }
+        Self { bandwidth: None, downtime_ms: 300, rounds: 10, still: false }
     }
 }
 
@@ -169,6 +171,9 @@ impl Guest {
             return Err(Error::Guest(format!("a migration is under way already ({status})")));
         }
         self.prepare(pace).await?;
+        if pace.still {
+            self.execute("stop", json!({})).await?;
+        }
         let (ours, theirs) = UnixStream::pair().map_err(Error::system("making a socket pair"))?;
         let ours_too = ours.try_clone().map_err(Error::system("holding the stream"))?;
         self.qmp.send_fd(DESCRIPTOR, theirs.as_fd()).await?;

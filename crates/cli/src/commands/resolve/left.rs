@@ -16,7 +16,9 @@ const STOPPED: &str = "postmigrate";
 pub(super) async fn resolve(account: &mut Account) -> Result<String> {
     let state = ask(account).await;
     let state = match (account.steps.last(), state) {
-        (Some((_, Step::Sending | Step::Ready { .. } | Step::Leave { .. })), state) if !account.active => {
+        (Some((_, Step::Sending { .. } | Step::Ready { .. } | Step::Leave { .. })), state)
+            if !account.active =>
+        {
             abandoned(account, state).await?
         }
         (_, state) => state,
@@ -26,8 +28,12 @@ pub(super) async fn resolve(account: &mut Account) -> Result<String> {
 
 /// The process that sent it is gone, and has not said "go".
 async fn abandoned(account: &mut Account, mut state: Option<String>) -> Result<Option<String>> {
-    let ready = matches!(account.steps.last(), Some((_, Step::Ready { .. })));
-    if ready && state.as_deref() == Some(STOPPED) {
+    let ours_to_run = match account.steps.last() {
+        Some((_, Step::Ready { .. })) => state.as_deref() == Some(STOPPED),
+        Some((_, Step::Sending { still: true })) => matches!(state.as_deref(), Some("paused" | STOPPED)),
+        _ => false,
+    };
+    if ours_to_run {
         if let Some(mut qemu) = monitor(account).await
             && let Err(error) = qemu.execute("cont", json!({})).await
         {
@@ -129,15 +135,20 @@ mod tests {
         let why = || "x".to_owned();
         let ready = Step::Ready { pid: None };
         for (steps, active, state, begins) in [
-            (vec![Step::Sending], true, Some("running"), "  under way"),
+            (vec![Step::Sending { still: false }], true, Some("running"), "  under way"),
             (
-                vec![Step::Sending, Step::Failed { why: why() }],
+                vec![Step::Sending { still: false }, Step::Failed { why: why() }],
                 false,
                 Some("running"),
                 "  here: QEMU is in state r",
             ),
-            (vec![Step::Sending, ready.clone()], false, Some("paused"), "  here: the destination was never"),
-            (vec![Step::Sending, ready.clone()], false, None, "  nowhere"),
+            (
+                vec![Step::Sending { still: false }, ready.clone()],
+                false,
+                Some("paused"),
+                "  here: the destination was never",
+            ),
+            (vec![Step::Sending { still: false }, ready.clone()], false, None, "  nowhere"),
             (vec![Step::Go], false, Some("postmigrate"), "  unknown"),
             (vec![Step::Go, Step::Unknown { why: why() }], false, Some("postmigrate"), "  unknown"),
             (vec![Step::Go], false, None, "  at the destination, if anywhere"),
