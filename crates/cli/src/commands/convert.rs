@@ -7,6 +7,7 @@ use hyperferry_relay::{
     session::{self, Translated},
 };
 use hyperferry_translate::{
+    qemu::args,
     report::{Fate, FieldFate, Report},
     source::CheckpointSink,
     xen::{self, XenSink},
@@ -89,6 +90,7 @@ async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Res
         Some(path) => xen::Template::from_stream(open_input(path)?.reader)?,
         None => xen::Template::bundled(source.outline())?,
     };
+    args::know_devices(source.outline())?;
     let relocation = arguments.destination.relocation();
     let policy = arguments.loss.allow.policy();
     let output = open_output(&arguments.output)?;

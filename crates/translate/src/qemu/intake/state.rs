@@ -1,7 +1,7 @@
 //! The device sections, sorted by what they are about.
 
 use hyperferry_qemu_stream::{DeviceState, Section};
-use hyperferry_vm_model::{Clock, Device, PciAddress, Remainder, Vm};
+use hyperferry_vm_model::{Clock, Device, PciAddress, Remainder, RunState, Vm};
 
 use super::{Hint, place};
 use crate::{
@@ -49,11 +49,22 @@ pub(super) fn normalise(
     vm.vcpus.clear();
     let apics = state.sections.iter().filter(|section| section.vmsd() == "apic");
     let cpus = state.sections.iter().filter(|section| section.vmsd() == "cpu");
-    for ((id, cpu), apic) in (0..).zip(cpus).zip(apics) {
+    for (cpu, apic) in cpus.zip(apics) {
+        if from_xen && is_spare(apic) {
+            for section in [cpu, apic] {
+                let why = "a second thread, which fills a gap in the APIC ids of Xen and never starts";
+                report.record(STAGE, record_of(section)).derived("*", why);
+            }
+            continue;
+        }
+        let id = u32::try_from(vm.vcpus.len()).unwrap_or(u32::MAX);
         let common = find("cpu_common", cpu.instance_id)?;
         let taken = vcpu::qemu_in::normalise(id, cpu, common, accelerator, ticks, policy, report)?;
         let (mut local, left) = lapic::qemu::normalise(apic, accelerator, hint.apic_bus_hz, clock, report)?;
         let mut vcpu = taken.vcpu;
+        if accelerator == Accelerator::Tcg && waits_for_sipi(apic) {
+            vcpu.run_state = RunState::WaitForSipi;
+        }
         local.timer.tsc_deadline = vcpu.lapic.timer.tsc_deadline;
         vcpu.lapic = local;
         vm.vcpus.push(vcpu);
@@ -101,6 +112,17 @@ pub(super) fn normalise(
     }
     vm.remainder = Some(remainder);
     Ok(())
+}
+
+/// A guest that came from Xen has even APIC ids. Emulation has CPUs between them (`qemu::args`), which wait for ever.
+fn is_spare(apic: &Section) -> bool {
+    apic.instance_id % 2 == 1 && waits_for_sipi(apic)
+}
+
+/// Whether a vCPU of emulation was never started.
+fn waits_for_sipi(apic: &Section) -> bool {
+    let waits = apic.tree.subsection("apic_sipi").and_then(|part| part.tree.field("wait_for_sipi").ok());
+    waits.is_some_and(|waits| waits.as_i64().is_ok_and(|waits| waits != 0))
 }
 
 /// A section that no component takes apart.
