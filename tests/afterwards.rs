@@ -436,3 +436,15 @@ fn libvirt_takes_the_domain() {
             .expect(0);
     }
 }
+
+#[test]
+fn a_disk_that_is_mapped_to_nowhere_is_said_to_be_that() {
+    let place = Place::new(&furnished());
+    let stream = place.path("stream");
+    let says = |more: &[&str], words: &str| {
+        let arguments = [&["qemu-args", text(&stream), "--accel", "tcg"], more].concat();
+        finish(&mut command(&arguments), None).expect(0).says(words);
+    };
+    says(&[], "hda is /root/fixture.disk at the source, and not here");
+    says(&["--map-disk", "hda=/nowhere/disk"], "hda was mapped to /nowhere/disk, which is not here");
+}

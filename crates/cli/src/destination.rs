@@ -116,6 +116,9 @@ pub(crate) fn require_disks(vm: &Vm, options: &args::Options) -> Result<()> {
 pub(crate) fn say_what_to_map(vm: &Vm, options: &args::Options) {
     for (vdev, path) in missing_disks(vm, options) {
         let what = match path {
+            Some(path) if options.disks.values().any(|target| *target == path) => {
+                format!("{vdev} was mapped to {path}, which is not here")
+            }
             Some(path) => format!("{vdev} is {path} at the source, and not here"),
             None => format!("the stream does not name what is behind {vdev}"),
         };
