@@ -13,7 +13,7 @@ mod stream;
 use std::{borrow::Cow, collections::BTreeMap};
 
 use hyperferry_qemu_stream::{Absent, DeviceState, Schema, Section, SectionKey, Template, Tree, Value};
-use hyperferry_vm_model::{Device, Vm};
+use hyperferry_vm_model::{Device, RunState, Vm};
 
 pub use self::intake::{Hint, Intake, survey};
 pub(crate) use self::memory::video_range;
@@ -211,7 +211,12 @@ fn cpus(vm: &Vm, sections: &mut Sections<'_>, target: &Target<'_>, report: &mut 
         };
         vcpu::qemu::localise(vcpu, vm.clock.tsc_khz, sections.get("cpu", *cpu)?, target, report)?;
         vcpu::qemu::localise_common(vcpu, sections.get("cpu_common", *cpu)?, target.accelerator)?;
-        lapic::qemu::localise(&vcpu.lapic, vcpu.id, sections.get("apic", *apic)?, target, report)?;
+        let local = sections.get("apic", *apic)?;
+        lapic::qemu::localise(&vcpu.lapic, vcpu.id, local, target, report)?;
+        // Emulation keeps there that a CPU was never started, as all but the first of the template were not.
+        if vcpu.run_state != RunState::WaitForSipi {
+            local.remove_subsection("apic_sipi");
+        }
     }
     let tsc = vm.vcpus.first().map_or(0, |vcpu| vcpu.tsc);
     timers::qemu::localise_clock(tsc, sections.get("timer", 0)?, target)

@@ -62,7 +62,7 @@ pub(super) fn normalise(
         let taken = vcpu::qemu_in::normalise(id, cpu, common, accelerator, ticks, policy, report)?;
         let (mut local, left) = lapic::qemu::normalise(apic, accelerator, hint.apic_bus_hz, clock, report)?;
         let mut vcpu = taken.vcpu;
-        if accelerator == Accelerator::Tcg && waits_for_sipi(apic) {
+        if accelerator == Accelerator::Tcg && vcpu.run_state == RunState::Halted && waits_for_sipi(apic) {
             vcpu.run_state = RunState::WaitForSipi;
         }
         local.timer.tsc_deadline = vcpu.lapic.timer.tsc_deadline;
