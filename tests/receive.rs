@@ -316,7 +316,11 @@ fn what_can_only_be_refused_late_is_refused_before_ready() {
         let mut a_move = Move::begin(&qemu, &[]);
         a_move.hears(BANNER);
         a_move.says(&slow);
-        assert!(a_move.ends(4).contains("refused [tsc-frequency]"));
+        let said = a_move.ends(4);
+        assert!(
+            said.contains("refused [tsc-frequency]") && said.contains("the guest was paused for this"),
+            "{said}"
+        );
         assert_eq!(a_move.step_names(), ["begin", "loading", "failed"]);
         a_move.left_nothing();
     }
