@@ -10,7 +10,12 @@ mod common;
 #[path = "common/sender.rs"]
 mod sender;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    path::Path,
+};
 
 use common::{command, fixture, qemus, run, slim, text};
 use sender::{Cleanup, Sender, kill, qemus_of, wait_for};
@@ -112,6 +117,38 @@ fn a_live_move_counts_its_rounds_its_pages_and_its_bytes() {
         assert!(said.contains(&format!("{sent} pages, {again} again")), "{said}");
         assert!(said.contains("round 2 of at most 6"), "{said}");
         assert!(said.contains("it stood still for about"), "{said}");
+    }
+}
+
+#[test]
+fn metrics_are_served_as_long_as_it_lasts() {
+    for qemu in qemus().iter().take(1) {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (mut sender, _folder, _cleanup) = receive(qemu, &["--metrics-listen", &address.to_string()]);
+        sender.sends(&slim(&fixture("xen/witness-1vcpu")));
+        let ask = |path: &str| {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        let answer = ask("/metrics");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
+        let samples = metrics(body);
+        assert_eq!(samples["hyperferry_phase{guest=\"fixture\",phase=\"hand-over\"}"], 1.0);
+        assert_eq!(samples["hyperferry_outcome{guest=\"fixture\",outcome=\"running\"}"], 1.0);
+        assert!(ask("/").starts_with("HTTP/1.1 404"));
+        sender.goes_away();
+        sender.ends(5);
+        // Somebody else has the port.
+        let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let busy = busy.local_addr().map(|address| (address, busy)).unwrap();
+        let (mut sender, _folder, _cleanup) = receive(qemu, &["--metrics-listen", &busy.0.to_string()]);
+        sender.hears(sender::BANNER);
+        sender.says(&slim(&fixture("xen/witness-1vcpu")));
+        assert!(sender.ends(5).contains("--metrics-listen"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can be asked for. Help, man page and completions are made from here; refusals come from their own table.
 
-use std::{fmt::Write, path::PathBuf};
+use std::{fmt::Write, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hyperferry_translate::refusal::{self, Policy};
@@ -139,6 +139,9 @@ pub(crate) struct Words {
     /// Keep a file with metrics for Prometheus (node_exporter's textfile collector); `{name}` as above
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub(crate) metrics_file: Option<PathBuf>,
+    /// Serve the same metrics over HTTP at http://ADDRESS:PORT/metrics, as long as it lasts
+    #[arg(long, global = true, value_name = "ADDRESS:PORT", hide_short_help = true)]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 /// How to write the log.

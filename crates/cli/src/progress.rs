@@ -2,6 +2,7 @@
 //!
 //! All of it is made from the [`Update`]s of one [`Progress`], and of its [`Summary`] at the end.
 
+mod http;
 mod json;
 mod metrics;
 mod people;
@@ -110,8 +111,9 @@ pub(crate) fn start(words: &Words, guest: &str) -> Result<Shown> {
     if let Some(path) = words.progress_file.as_deref().map(of_guest) {
         views.push(Box::new(Json::to_file(&path, guest)?));
     }
-    if let Some(path) = words.metrics_file.as_deref().map(of_guest) {
-        views.push(Box::new(Metrics::new(guest, path)?));
+    let metrics_file = words.metrics_file.as_deref().map(of_guest);
+    if metrics_file.is_some() || words.metrics_listen.is_some() {
+        views.push(Box::new(Metrics::new(guest, metrics_file, words.metrics_listen)?));
     }
     let views = Arc::new(Mutex::new(views));
     let watched = Arc::clone(&views);

@@ -1,4 +1,4 @@
-//! Progress as metrics: a file in Prometheus' text format 0.0.4, for node_exporter's textfile collector.
+//! Progress as metrics in Prometheus' text format 0.0.4: a file for node_exporter's textfile collector, or over HTTP.
 //!
 //! Source: prometheus.io, "Exposition formats" and "Metric and label naming"; node_exporter's textfile collector reads
 //! each `*.prom` of its directory as a whole, so ours is replaced and never half there.
@@ -6,6 +6,7 @@
 use std::{
     fs::Permissions,
     io::{self, Write},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -19,7 +20,7 @@ use prometheus::{
 };
 use tempfile::NamedTempFile;
 
-use super::{Outcome, View};
+use super::{Outcome, View, http};
 use crate::exit::{Error, Result};
 
 /// How often the file is written anew at most; Prometheus seldom reads it more than once in ten seconds.
@@ -27,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Metrics of one transfer.
 pub(super) struct Metrics {
-    path: PathBuf,
+    path: Option<PathBuf>,
     written: Option<(Instant, Phase)>,
     values: Values,
 }
@@ -52,18 +53,25 @@ struct Values {
 }
 
 impl Metrics {
-    /// Metrics of this guest, in that file.
-    pub(super) fn new(guest: &str, path: PathBuf) -> Result<Self> {
+    /// Metrics of this guest, in that file and at that address.
+    pub(super) fn new(guest: &str, path: Option<PathBuf>, listen: Option<SocketAddr>) -> Result<Self> {
         let values = Values::new(guest).map_err(|error| Error::Host(format!("metrics: {error}")))?;
-        let replaced = replace(&path, &values.text());
-        replaced.map_err(|source| Error::Output { path: path.display().to_string(), source })?;
+        if let Some(path) = &path {
+            let replaced = replace(path, &text(&values.registry));
+            replaced.map_err(|source| Error::Output { path: path.display().to_string(), source })?;
+        }
+        if let Some(address) = listen {
+            http::serve(address, values.registry.clone())
+                .map_err(|error| Error::Host(format!("--metrics-listen {address}: {error}")))?;
+        }
         Ok(Self { path, written: None, values })
     }
 
     /// A full disk is no reason to stop a move.
     fn write(&self) {
-        if let Err(error) = replace(&self.path, &self.values.text()) {
-            tracing::warn!(%error, path = %self.path.display(), "the metrics stay as they were");
+        let Some(path) = &self.path else { return };
+        if let Err(error) = replace(path, &text(&self.values.registry)) {
+            tracing::warn!(%error, path = %path.display(), "the metrics stay as they were");
         }
     }
 }
@@ -157,14 +165,15 @@ impl Values {
         self.outcome.reset();
         self.outcome.with_label_values(&[outcome.name()]).set(1);
     }
+}
 
-    fn text(&self) -> String {
-        let mut text = String::new();
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            tracing::warn!(%error, "metrics");
-        }
-        text
+/// All of it, in the text format.
+pub(super) fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    if let Err(error) = TextEncoder::new().encode_utf8(&registry.gather(), &mut text) {
+        tracing::warn!(%error, "metrics");
     }
+    text
 }
 
 /// Puts a file in the place of another. For all to read: the collector is another user.
