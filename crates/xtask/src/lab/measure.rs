@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// QEMU on the destination.
     #[arg(long, default_value = "10.0", value_parser = ["7.2", "10.0"])]
     qemu: String,
+    /// A program (linked statically) in the place of this checkout's own, to compare the two.
+    #[arg(long)]
+    hyperferry: Option<PathBuf>,
     /// A file for every single move, and all that was printed during it.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -53,6 +56,8 @@ const ADDRESS: &str = "10.77.0.2";
 const MAC: &str = "00:16:3e:4d:00:02";
 /// Everything of ours in a host.
 const DIR: &str = "/root/measure";
+/// How the log of the probe has a beat.
+const BEAT: &str = " line WITNESS ";
 const PING_MS: u32 = 50;
 /// What belongs to a move: what was seen from this much before its command to this much after.
 const AROUND: Duration = Duration::from_secs(6);
@@ -97,7 +102,13 @@ struct Moved {
 
 /// Measures, and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let [binary, _] = ci::portable_binaries()?;
+    let binary = match &options.hyperferry {
+        Some(binary) => binary.clone(),
+        None => {
+            let [binary, _] = ci::portable_binaries()?;
+            binary
+        }
+    };
     let mut lab = Lab::new(options, &binary, false)?;
     let mut moves = Vec::new();
     for repeat in 1..=options.repeats {
@@ -210,26 +221,7 @@ on_poweroff="preserve"
             ))?;
         }
         Host::Xen.run(&format!("xl create -q {DIR}/guest.cfg"))?;
-        let ready = |log: &str| {
-            watch::beats(log) >= 30 && log.lines().rev().take(200).any(|line| line.contains(" ping "))
-        };
-        self.wait_for(Host::Xen, Duration::from_secs(400), ready).context("the guest does not start")
-    }
-
-    /// Waits until the log of a host's probe is as it should be.
-    fn wait_for(&self, host: Host, limit: Duration, ready: impl Fn(&str) -> bool) -> Result<()> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let log = host.run(&format!("tail -n 2000 {DIR}/log"))?;
-            if ready(&log) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let end: Vec<_> = log.lines().rev().take(5).collect();
-                bail!("the {host} host saw only this in {} s: {end:#?}", limit.as_secs());
-            }
-            sleep(Duration::from_secs(1));
-        }
+        wait_for_beats(Host::Xen, 30, 600).context("the guest does not start")
     }
 
     fn measure(&mut self, way: Way) -> Result<Moved> {
@@ -243,8 +235,8 @@ on_poweroff="preserve"
             clock.set()?;
         }
         let sent_before = sent_by(sender)?;
-        let beats = |host: Host| Ok::<_, anyhow::Error>(watch::beats(&host.run(&format!("cat {DIR}/log"))?));
-        let (began, beats_before) = (clock::now(), beats(receiver)?);
+        let beats_before = receiver.run(&format!("grep -c '{BEAT}' {DIR}/log || true"))?.trim().parse::<u32>()?;
+        let began = clock::now();
         let began_at = Instant::now();
         let (said, mut rounds) = match way {
             Way::XenToXen => self.by_xl(&format!("{SSH} -p {}", Host::Xen.port()), "root@10.0.2.2")?,
@@ -269,9 +261,7 @@ on_poweroff="preserve"
             rounds = counted.unwrap_or_default();
         }
         let sent = sent_by(sender)? - sent_before;
-        let goes_on = beats_before + 10;
-        self.wait_for(receiver, Duration::from_secs(60), |log| watch::beats(log) >= goes_on.min(100))
-            .context("the guest does not go on")?;
+        wait_for_beats(receiver, beats_before + 10, 120).context("the guest does not go on")?;
         sleep(AROUND);
         let mut logs = Vec::new();
         for (clock, host) in self.clocks.iter_mut().zip(Host::PAIR) {
@@ -339,6 +329,16 @@ on_poweroff="preserve"
             command.stdout(Stdio::null()).stderr(Stdio::null()).succeeds();
         }
     }
+}
+
+/// Waits until a host's probe has seen so many beats. The host looks by itself: a connection costs it a good part of a
+/// second under emulation, which would be the guest's.
+fn wait_for_beats(host: Host, beats: u32, seconds: u32) -> Result<()> {
+    host.run(&format!(
+        "for i in $(seq {seconds}); do [ $(grep -c '{BEAT}' {DIR}/log) -ge {beats} ] && exit 0; sleep 1; done
+         tail -n 5 {DIR}/log; exit 1"
+    ))
+    .map(drop)
 }
 
 fn sent_by(host: Host) -> Result<u64> {

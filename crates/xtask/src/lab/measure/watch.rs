@@ -41,11 +41,6 @@ enum What {
     Beat { beat: u64, bad: u64 },
 }
 
-/// How many beats a log holds.
-pub(super) fn beats(log: &str) -> usize {
-    log.lines().filter(|line| line.contains(" line WITNESS ")).count()
-}
-
 /// Reads a log; `ours` makes our time of the host's.
 pub(super) fn parse(log: &str, ours: impl Fn(f64) -> f64) -> Vec<Event> {
     let event = |line: &str| {
@@ -108,4 +103,46 @@ pub(super) fn listen(command: &mut Command) -> Result<(Vec<(f64, String)>, ExitS
 pub(super) fn round(line: &str) -> Option<u64> {
     let update: Value = serde_json::from_str(line).ok()?;
     update.pointer("/memory/round").and_then(Value::as_u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The log of a host in which the guest was from one time to another: a beat and an answer every tenth of a second.
+    fn log(from: u32, to: u32) -> String {
+        (from..to)
+            .map(|tenth| {
+                let time = f64::from(tenth) / 10.0;
+                format!("{time:.3} ping {tenth}\n{time:.3} line WITNESS beat={tenth} bad=0 fx=1.0\n")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn silence_is_the_time_between_two_hosts() {
+        // The guest stood still for half a second; the second host's clock is set by what is added.
+        let mut events = parse(&log(100, 150), |time| time);
+        let late = log(150, 200);
+        events.extend(parse(&late, |time| time + 0.4));
+        let seen = judge(events, 0.0..100.0).unwrap();
+        assert!((seen.serial - 0.5).abs() < 0.01 && (seen.ping - 0.5).abs() < 0.01, "{}", seen.serial);
+        assert!((seen.usual_serial - 0.1).abs() < 0.01 && (seen.silent_from - 14.9).abs() < 0.01);
+        assert_eq!((seen.bad, seen.lost), (0, 0));
+    }
+
+    #[test]
+    fn damage_and_lost_beats_are_seen() {
+        let broken = log(100, 150).replace("beat=120 bad=0", "beat=120 bad=3");
+        assert_eq!(judge(parse(&broken, |time| time), 0.0..100.0).unwrap().bad, 3);
+        let torn = log(100, 120) + &log(130, 150);
+        assert_eq!(judge(parse(&torn, |time| time), 0.0..100.0).unwrap().lost, 1);
+        assert!(judge(parse(&log(100, 105), |time| time), 0.0..100.0).is_err(), "too little to judge");
+    }
+
+    #[test]
+    fn rounds_are_read_from_progress() {
+        assert_eq!(round(r#"{"phase":"stream","memory":{"round":4}}"#), Some(4));
+        assert_eq!(round("the guest runs here"), None);
+    }
 }
