@@ -3,6 +3,7 @@
 //! * `convert`, file to file, beside `cp` of the same file.
 //! * The relay: the stream comes in by one socket and the translated one goes out by another, as between `xl migrate` and
 //!   QEMU; beside `cat`, which only copies, with the same sockets and in the same steps of 128 KiB.
+//! * The end of a live move: what of the time in which the guest stands still is the receiver's.
 //! * The relay again with a guest several times as large, of which only a part was ever written: its memory must not
 //!   grow with the guest's.
 //!
@@ -11,6 +12,7 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people")]
 
+mod hand_over;
 mod relay;
 mod stream;
 
@@ -34,16 +36,17 @@ const LARGER: Size = Size { memory_kib: 8 << 20, sparse: 16 };
 const ALLOWED: [&str; 4] = ["hpet", "tsc-frequency", "lapic-timer", "cpu-features"];
 
 /// Runs the benchmark.
-pub(crate) fn run(rounds: usize, directory: &Path) -> Result<()> {
+pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> Result<()> {
     qemu::provide(false)?;
-    let bench = Bench { binary: ci::release_binary()?, qemu: tools::qemu("7.2")? };
+    let binary = instead.map_or_else(ci::release_binary, Ok)?;
+    let bench = Bench { binary, qemu: tools::qemu("7.2")? };
     let (stream, output) = (directory.join("bench.xen"), directory.join("bench.out"));
     step(format!("writing a stream of {} MiB to {}", LARGE.memory_kib >> 10, stream.display()));
     stream::enlarge(&stream, &LARGE)?;
     let bytes = fs::metadata(&stream)?.len();
     let [mut cp, mut conversion, mut copy, mut relayed] = [const { Vec::new() }; 4];
     let [mut convert_kib, mut relay_kib] = [0; 2];
-    let mut state = Vec::new();
+    let [mut state, mut loaded, mut running] = [const { Vec::new() }; 3];
     for round in 0..=rounds {
         let copied = timed(command("cp", [&stream, &output]))?;
         fs::remove_file(&output)?;
@@ -54,12 +57,15 @@ pub(crate) fn run(rounds: usize, directory: &Path) -> Result<()> {
         fs::remove_file(&report)?;
         let plain = relay::through(Command::new("cat"), File::open(&stream)?)?;
         let through = relay::through(bench.relay(), File::open(&stream)?)?;
+        let [to_ready, to_running] = hand_over::measure(&bench.binary, &bench.qemu)?;
         // The first round finds memory that was never used.
         if round > 0 {
             cp.push(copied.elapsed);
             conversion.push(converted.elapsed);
             copy.push(plain.elapsed);
             relayed.push(through.elapsed);
+            loaded.push(to_ready);
+            running.push(to_running);
             convert_kib = convert_kib.max(converted.peak_kib);
             relay_kib = relay_kib.max(through.peak_kib);
             let state_us = document.get("state_us").and_then(Value::as_u64);
@@ -70,7 +76,8 @@ pub(crate) fn run(rounds: usize, directory: &Path) -> Result<()> {
     let larger = relay::through(bench.relay(), File::open(&stream)?)?;
     fs::remove_file(&stream)?;
 
-    let [cp, conversion, copy, relayed, state] = [cp, conversion, copy, relayed, state].map(median);
+    let [cp, conversion, copy, relayed] = [cp, conversion, copy, relayed].map(median);
+    let [state, loaded, running] = [state, loaded, running].map(|times| median(times).as_secs_f64() * 1e3);
     let row = |what: &str, took: Duration, than: Duration, whom: &str| {
         let rate = bytes as f64 / 1e6 / took.as_secs_f64();
         let ratio = than.as_secs_f64() / took.as_secs_f64();
@@ -84,7 +91,10 @@ pub(crate) fn run(rounds: usize, directory: &Path) -> Result<()> {
     println!("peak memory         convert {} MiB, relay {} MiB", convert_kib >> 10, relay_kib >> 10);
     let gib = LARGER.memory_kib >> 20;
     println!("                    relay of a guest with {gib} GiB {} MiB", larger.peak_kib >> 10);
-    println!("device state        {:.2} ms for 8 vCPUs, last page to last byte", state.as_secs_f64() * 1e3);
+    println!("device state        {state:.2} ms for 8 vCPUs, last page to last byte");
+    println!(
+        "end of a live move  {loaded:.0} ms from the end of the stream to \"ready\", {running:.0} ms from \"go\" to running"
+    );
     Ok(())
 }
 

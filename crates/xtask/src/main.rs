@@ -43,7 +43,8 @@ enum Task {
     },
     /// Rewrite the golden dumps beside the fixtures with what `hyperferry inspect` prints now.
     Golden,
-    /// Convert a stream of 2 GB beside `cp` of the same file, in turns; prints the ratio, peak memory and state time.
+    /// Convert a stream of 2 GB beside `cp` of the same file, and relay it beside `cat`, in turns; prints the ratios, peak
+    /// memory and state time.
     Bench {
         /// How often each is run; a first round that warms up does not count.
         #[arg(long, default_value_t = 5)]
@@ -51,6 +52,9 @@ enum Task {
         /// Where the files go: 4 GB of room.
         #[arg(long, default_value = "/var/tmp")]
         directory: std::path::PathBuf,
+        /// A program in the place of this checkout's own, to compare the two.
+        #[arg(long)]
+        hyperferry: Option<std::path::PathBuf>,
     },
     /// Everything that continuous integration checks: format, lints, test, lab test.
     Ci,
@@ -74,7 +78,7 @@ fn main() -> ExitCode {
         Task::Lab(action) => lab::act(action),
         Task::Test { arguments } => ci::test(&arguments),
         Task::Golden => ci::golden(),
-        Task::Bench { rounds, directory } => bench::run(rounds, &directory),
+        Task::Bench { rounds, directory, hyperferry } => bench::run(rounds, &directory, hyperferry),
         Task::Ci => ci::ci(),
         Task::Fixtures(action) => fixtures::act(action),
     };
