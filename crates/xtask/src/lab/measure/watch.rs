@@ -20,7 +20,7 @@ pub(super) struct Seen {
     pub(super) ping: f64,
     /// What it usually is.
     pub(super) usual_ping: f64,
-    /// Our time at which the longest silence of the network card began.
+    /// Our time at which the longest silence on the serial port began.
     pub(super) silent_from: f64,
     /// How often the guest rewrites its pages.
     pub(super) beats_per_second: f64,
@@ -70,10 +70,10 @@ pub(super) fn judge(mut events: Vec<Event>, within: Range<f64>) -> Result<Seen> 
         last = Some(beat);
         lines.push(event.time);
     }
-    ensure!(answers.len() > 10, "the network card answered {} pings", answers.len());
     ensure!(lines.len() > 10, "the guest printed {} lines", lines.len());
-    let (ping, usual_ping, silent_from) = silence(&answers).context("no answers")?;
-    let (serial, usual_serial, _) = silence(&lines).context("no lines")?;
+    let (serial, usual_serial, silent_from) = silence(&lines).context("no lines")?;
+    // Not every guest has a network.
+    let (ping, usual_ping, _) = silence(&answers).unwrap_or((f64::NAN, f64::NAN, 0.0));
     let beats_per_second = 1.0 / usual_serial;
     Ok(Seen { serial, usual_serial, ping, usual_ping, silent_from, beats_per_second, bad, lost })
 }
