@@ -105,9 +105,10 @@ pub fn known_at_home(fixture: &str) -> Known {
 }
 
 /// What a move from QEMU to Xen is known to change: the timer of the local APIC counts at 100 MHz there, CPUID shows
-/// twice the vCPU's number for its APIC id, and under the lab's emulation a guest's PAT and CR2 are not its own.
+/// twice the vCPU's number for its APIC id, the lab's Xen has no TSC_AUX, and under its emulation a guest's PAT and CR2
+/// are not its own.
 pub fn known_on_xen(fixture: &str) -> Known {
-    let checks = &["lapic_initial", "lapic_current_in_range", "cpuid_apic_id", "pat", "cr2"];
+    let checks = &["lapic_initial", "lapic_current_in_range", "cpuid_apic_id", "tsc_aux", "pat", "cr2"];
     Known { allow: &["lapic-timer", "device"], checks, unseen_beats: unseen_beats(fixture) }
 }
 
