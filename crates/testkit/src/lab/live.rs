@@ -208,9 +208,14 @@ impl Live {
         if judged.lost > 0 {
             faults.push(format!("{} beats are lost or repeated", judged.lost));
         }
-        // Neither ahead, nor further behind than it was silent; on a busy machine its lines come the later.
+        // Neither ahead, nor further behind than it was silent; on a busy machine its lines come the later. Linux keeps
+        // minutes of them in its terminal's buffer when the port is slow, so that its lag here says nothing.
         let tolerance = CLOCK_TOLERANCE + judged.usual;
-        if !(-tolerance..=judged.silence + tolerance).contains(&judged.behind) {
+        let most = match plan.guest {
+            Guest::Witness => judged.silence + tolerance,
+            Guest::Linux => f64::INFINITY,
+        };
+        if !(-tolerance..=most).contains(&judged.behind) {
             faults.push(format!("its clock is {:.2} s behind", judged.behind));
         }
         let counted = |name: &str| {
