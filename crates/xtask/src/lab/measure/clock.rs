@@ -11,6 +11,7 @@ const QUESTIONS: usize = 20;
 
 /// A connection that tells a host's time. Emulated clocks drift, so it is set before and after what is measured.
 pub(super) struct Clock {
+    host: Host,
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
@@ -26,11 +27,21 @@ impl Clock {
         let mut child = host.ssh(tell).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let to = child.stdin.take().context("no pipe to ssh")?;
         let from = BufReader::new(child.stdout.take().context("no pipe from ssh")?);
-        Ok(Self { child, to, from, earlier: (0.0, 0.0), later: (0.0, 0.0) })
+        Ok(Self { host, child, to, from, earlier: (0.0, 0.0), later: (0.0, 0.0) })
     }
 
-    /// Asks the host for its time.
+    /// Asks the host for its time, over a new connection if the old one has not survived a busy time.
     pub(super) fn set(&mut self) -> Result<()> {
+        if self.ask().is_err() {
+            let earlier = self.later;
+            *self = Self::start(self.host)?;
+            self.later = earlier;
+            self.ask()?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self) -> Result<()> {
         let mut best = f64::INFINITY;
         let mut set = (0.0, 0.0);
         for _ in 0..QUESTIONS {
