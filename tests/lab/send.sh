@@ -158,7 +158,7 @@ killer() {
          ssh) kill -9 \$(pgrep -P \$sender) ;;
          hyperferry) kill -9 \$sender ;;
          esac"
-    [ $kill != xl ] || xen "pkill -9 -f 'xl migrate-receive'"
+    [ $kill != xl ] || xen "pkill -9 -f '^xl migrate-receive'"
 }
 
 failures=0
