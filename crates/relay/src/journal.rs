@@ -42,8 +42,8 @@ use crate::{Error, Result};
 /// The longest path of a UNIX socket, on Linux (`sun_path` with its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Files that lie beside the journal's for a QEMU: what it said, and the state of its HPET.
-const LEFT_BY_QEMU: [&str; 2] = ["log", "hpet.json"];
+/// What lies beside the journal's file as long as the guest is here: what QEMU said, its HPET, what only Xen knows of it.
+const BESIDE: [&str; 3] = ["log", "hpet.json", HOME];
 
 /// Beside the file of a guest that came from Xen: what only Xen knows of it.
 const HOME: &str = "home";
@@ -215,7 +215,7 @@ impl Entry {
             remove(&self.monitor);
         }
         if matches!(line.step, Step::Failed { .. }) {
-            LEFT_BY_QEMU.iter().for_each(|extension| remove(&self.path.with_extension(extension)));
+            BESIDE.iter().for_each(|extension| remove(&self.path.with_extension(extension)));
         }
         self.last = Some(line.step);
         Ok(())
