@@ -448,3 +448,28 @@ fn a_disk_that_is_mapped_to_nowhere_is_said_to_be_that() {
     says(&[], "hda is /root/fixture.disk at the source, and not here");
     says(&["--map-disk", "hda=/nowhere/disk"], "hda was mapped to /nowhere/disk, which is not here");
 }
+
+/// Where a network namespace can be had.
+#[test]
+fn a_card_is_plugged_into_a_tap_device() {
+    const TAP: &str =
+        "ip tuntap add t0 mode tap && ip link set t0 up || exit 77; \"$@\" && cat /proc/net/dev";
+    let stream = with_config(&furnished(), |config| config["nics"][0]["bridge"] = "xenbr0".into());
+    for qemu in qemus() {
+        let place = Place::new(&stream);
+        let mut land = place.land(&qemu);
+        land.args(["--map-bridge", "xenbr0=tap:t0", "--seconds", "3"]);
+        let mut command = Command::new("unshare");
+        command.args(["-n", "sh", "-c", TAP, "sh"]).arg(land.get_program()).args(land.get_args());
+        let run = finish(&mut command, None);
+        if run.code == 77 || run.stderr.contains("unshare failed") {
+            eprintln!("skipped: {}", run.stderr.trim());
+            return;
+        }
+        let run = run.expect(0);
+        // Bytes and packets that came out of QEMU.
+        let line = run.stdout.lines().find_map(|line| line.trim().strip_prefix("t0:")).unwrap();
+        let packets: u32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(packets >= 10, "{packets} frames only: {}\n{}", run.stdout, run.stderr);
+    }
+}
