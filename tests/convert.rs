@@ -224,6 +224,33 @@ fn a_stream_for_qemu_is_one_that_we_can_read() {
     }
 }
 
+/// A QEMU stream tells its devices last: what a destination needs first, a pipe cannot give.
+#[test]
+fn a_qemu_stream_is_a_source() {
+    let fixture = hyperferry_testkit::Fixture::named("qemu/10.0-tcg-devices").unwrap();
+    let path = fixture.path();
+    let args =
+        run(&["qemu-args", text(&path), "--accel", "tcg"]).expect(0).says("--map-disk hda=PATH").stdout;
+    for wanted in ["pc-i440fx-10.0,", "VGA,vgamem_mb=16,addr=02.0", "mac=52:54:00:12:34:56,addr=03.0"] {
+        assert!(args.contains(wanted), "{wanted} is not in {args}");
+    }
+    let stream = fixture.stream().unwrap();
+    pipe(&["qemu-args", "-", "--accel", "tcg"], &stream).expect(4).says("as a file instead of a pipe");
+    // A checkpoint of the piped stream knows them again, as it is a file.
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    pipe(&["convert", "-", text(&out), "--to", "model"], &stream).expect(0);
+    assert_eq!(run(&["qemu-args", text(&out), "--accel", "tcg"]).expect(0).stdout, args);
+    assert_eq!(run(&["diff", text(&path), text(&out)]).expect(0).stdout, "");
+}
+
+#[test]
+fn only_machines_with_a_counterpart_are_taken() {
+    let stream = hyperferry_testkit::Fixture::named("qemu/10.0-tcg-bare").unwrap().stream().unwrap();
+    let at = stream.windows(14).position(|name| name == b"pc-i440fx-10.0").unwrap();
+    refused(&patch(&stream, at, b"pc-q35-10.0.0x"), &MODEL, "machine");
+}
+
 /// The captures are from another machine.
 const TSC: &str = "tsc-frequency";
 

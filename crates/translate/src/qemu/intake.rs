@@ -235,12 +235,6 @@ fn judge_machine(machine: &str, policy: &Policy, report: &mut Report) {
         format!("the guest's machine is {machine}, and only the 440FX one (pc) has a counterpart elsewhere");
     let remedy = "boot the guest with the machine type pc before the move";
     policy.refuse(report, refusal::MACHINE, what, remedy);
-    report.find(
-        refusal::MACHINE.name,
-        Severity::Note,
-        "q35 machines have another chipset: PCI Express, AHCI, ICH9",
-        "",
-    );
 }
 
 /// Keeps a page of a block that is not the guest's RAM.
