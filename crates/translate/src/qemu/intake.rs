@@ -25,7 +25,7 @@ use crate::{
     Error, Result,
     component::fields::STAGE,
     refusal::{self, Policy},
-    report::{Report, Severity},
+    report::Report,
     xen::{HeldPages, Taken},
 };
 
