@@ -37,6 +37,12 @@ pub enum Error {
          as a file instead of a pipe"
     )]
     DevicesUnknown,
+    /// A checkpoint with more memory outside RAM than any that we write.
+    #[error("the checkpoint holds more than 24 MiB of memory outside the guest's RAM (page {address:#x}): make it anew")]
+    PagesOutsideRam {
+        /// The first page for which there is no room.
+        address: u64,
+    },
     /// A section of the source QEMU lacks a field that every machine of its kind has.
     #[error("the stream's device state is not that of a pc machine: {0}")]
     Section(FieldError),

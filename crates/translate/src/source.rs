@@ -183,6 +183,10 @@ impl<R: Read> Checkpoint<R> {
                 }
             }
         }
+        // None of ours holds that many; a page that has no room is not lost in silence.
+        if let Some(pfn) = held.overflow() {
+            return Err(Error::PagesOutsideRam { address: pfn.saturating_mul(PAGE_SIZE) });
+        }
         // The reader ends only after a state.
         Ok(Taken { vm: vm.unwrap_or(self.outline), held, report: Report::default(), pages })
     }

@@ -151,7 +151,7 @@ fn every_field_of_the_model_is_accounted_for() {
 fn every_fixture_comes_out_as_it_went_in_but_for_what_is_listed() {
     let mut met = BTreeSet::new();
     let all = fixtures("xen").unwrap();
-    assert_eq!(all.len(), 12);
+    assert!(all.len() >= 12, "fixtures are missing: {}", all.len());
     for fixture in all {
         let (before, after) = (read(&fixture.stream().unwrap()), read(&home(&fixture)));
         assert_eq!(before.frames, after.frames, "{}: memory", fixture.name);

@@ -34,9 +34,18 @@ impl HeldPages {
     }
 
     /// Takes over all pages of another, whose numbers count from the address `base`.
+    ///
+    /// The limits count for the sum as well: the first page without room is the [`overflow`](Self::overflow).
     pub(crate) fn append(&mut self, base: u64, others: Self) {
         let first = base / PAGE_SIZE;
-        self.zeros.extend(others.zeros.into_iter().map(|number| first.saturating_add(number)));
+        for number in others.zeros {
+            let pfn = first.saturating_add(number);
+            if self.zeros.len() < ZEROS_LIMIT {
+                self.zeros.insert(pfn);
+            } else {
+                self.overflow.get_or_insert(pfn);
+            }
+        }
         for (number, page) in others.pages {
             let pfn = first.saturating_add(number);
             if self.pages.len() < LIMIT {
@@ -103,5 +112,14 @@ mod tests {
             held.put(pfn, &[1; 4096]);
         }
         assert_eq!(held.overflow(), Some(LIMIT as u64));
+
+        let (mut sum, mut half) = (HeldPages::default(), HeldPages::default());
+        for pfn in 0..LIMIT as u64 / 2 + 1 {
+            half.put(pfn, &[1; 4096]);
+        }
+        sum.append(0, half.clone());
+        assert_eq!(sum.overflow(), None);
+        sum.append(1 << 32, half);
+        assert_eq!(sum.overflow(), Some((1 << 20) + LIMIT as u64 / 2 - 1));
     }
 }

@@ -38,9 +38,7 @@ pub(super) fn place(
     let (path, name) = block.name.rsplit_once('/').unwrap_or(("", &block.name));
     let record = format!("ram > {}", block.name);
     if let Some(number) = pages.overflow() {
-        let what = format!("block {} has more memory in use than we keep (page {number})", block.name);
-        let remedy = "give the display adapter less memory (vgamem_mb=16) and boot the guest again";
-        policy.refuse(report, refusal::MEMORY_LAYOUT, what, remedy);
+        refuse_size(block, number, policy, report);
         return Ok(());
     }
     // The window is larger than the tables in it, and Xen counts every page that a domain has.
@@ -81,6 +79,9 @@ pub(super) fn place(
         Some(base) => {
             held.append(base, pages);
             report.record(STAGE, record).carried(&["pages"]);
+            if let Some(pfn) = held.overflow() {
+                refuse_size(block, pfn.saturating_sub(base / PAGE_SIZE), policy, report);
+            }
         }
         None if pages.iter().next().is_none() => {
             report.record(STAGE, record).derived("pages", "nothing but zeros");
@@ -97,6 +98,13 @@ pub(super) fn place(
         }
     }
     Ok(())
+}
+
+/// Memory outside RAM is kept until the state tells where it belongs, and there is an end to what we keep.
+fn refuse_size(block: &RamBlock, number: u64, policy: &Policy, report: &mut Report) {
+    let what = format!("block {} has more memory in use than we keep (page {number})", block.name);
+    let remedy = "give the display adapter less memory (vgamem_mb=16) and boot the guest again";
+    policy.refuse(report, refusal::MEMORY_LAYOUT, what, remedy);
 }
 
 /// The guest-physical address of a device's memory range.
