@@ -119,10 +119,8 @@ pub(super) fn context(vm: &Vm, template: &Template, target: &Target<'_>, report:
     ];
     entries.extend(chips.into_iter().map(|record| Entry::new(0, record)));
     entries.sort_by_key(|entry| (entry.record.code(), entry.instance));
-    if target.short_lapic() {
-        let lapics = entries.iter_mut().filter(|entry| matches!(entry.record, Record::Lapic(_)));
-        lapics.for_each(|entry| entry.elided = hvm::Lapic::SINCE_4_21);
-    }
+    let lapics = entries.iter_mut().filter(|entry| matches!(entry.record, Record::Lapic(_)));
+    lapics.for_each(|entry| entry.elided = target.lapic_elided);
     entries.push(Entry::new(0, Record::End(hvm::End)));
     note_halted(vm, report);
     Context { entries }

@@ -58,17 +58,14 @@ pub(crate) struct Target<'a> {
     pub(crate) cpuid: &'a CpuidPolicy,
     /// Its Xen: major and minor version.
     pub(crate) version: [u32; 2],
+    /// Bytes that its LAPIC records lack at the end: all of `pending_esr`, or none.
+    pub(crate) lapic_elided: usize,
     /// The guest comes from a Xen, and what only Xen knows of it is its own.
     pub(crate) home: bool,
     pub(crate) policy: &'a Policy,
 }
 
 impl Target<'_> {
-    /// LAPIC ends before `pending_esr`; a longer one would be refused.
-    pub(crate) fn short_lapic(&self) -> bool {
-        self.version < [4, 21]
-    }
-
     /// The bits that a guest-physical address may have (CPUID leaf 0x80000008).
     pub(crate) fn physical_mask(&self) -> u64 {
         let bits = self.cpuid.leaf(0x8000_0008, 0).map_or(0, |leaf| leaf.eax & 0xff);

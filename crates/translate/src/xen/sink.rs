@@ -96,6 +96,7 @@ impl<'a, W: Write> XenSink<'a, W> {
         let target = Target {
             cpuid: template.cpuid_for(&self.outline),
             version: template.version,
+            lapic_elided: template.lapic_elided,
             home: vm.xen.is_some(),
             policy: self.destination.policy,
         };

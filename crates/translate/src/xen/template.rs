@@ -35,6 +35,9 @@ pub struct Template {
     pub(super) changeset: u64,
     /// `CPUID[1].EAX` of the host, as HVM_CONTEXT's HEADER has it.
     pub(super) host_cpuid: u32,
+    /// Bytes that its LAPIC records lack at the end. The length tells more than the version does: Debian's 4.20 has
+    /// 4.21's records, and a Xen refuses what is longer than its own.
+    pub(super) lapic_elided: usize,
     /// Sections of its device model, in the model's own order.
     pub(super) sections: Vec<Section>,
 }
@@ -46,6 +49,7 @@ impl Template {
         let missing =
             |record| Error::Missing { record, instance: None, why: "a template is a whole save file" };
         let (mut version, mut cpuid, mut header, mut emulator) = (None, CpuidPolicy::default(), None, None);
+        let mut lapic_elided = hvm::Lapic::PENDING_ESR;
         while let Some(event) = reader.next_event()? {
             match event {
                 Event::DomainHeader(found) => version = Some([found.xen_major, found.xen_minor]),
@@ -55,7 +59,11 @@ impl Template {
                 Event::Libxc(libxc::Record::X86MsrPolicy(record)) => {
                     cpuid.msrs = record.msrs.iter().map(msr_entry).collect();
                 }
-                Event::Libxc(libxc::Record::HvmContext(context)) => header = context.header().cloned(),
+                Event::Libxc(libxc::Record::HvmContext(context)) => {
+                    header = context.header().cloned();
+                    let lapic = context.entries.iter().find(|entry| matches!(entry.record, hvm::Record::Lapic(_)));
+                    lapic_elided = lapic.map_or(lapic_elided, |entry| entry.elided);
+                }
                 Event::Libxl(libxl::Record::EmulatorContext(record)) => {
                     let offset =
                         reader.offset().saturating_sub((record.blob.len() as u64).next_multiple_of(8));
@@ -73,6 +81,7 @@ impl Template {
             cpuid,
             changeset,
             host_cpuid,
+            lapic_elided,
             sections: emulator.ok_or(missing("EMULATOR_CONTEXT"))?.sections,
         })
     }

@@ -3,7 +3,7 @@
 layout! {
     /// LAPIC: hidden state of a local APIC.
     ///
-    /// Pre-4.21 didn't have `pending_esr`: 24 bytes.
+    /// 24 bytes, without `pending_esr`, before 4.21 and Debian's 4.20.
     pub struct Lapic: AtMost 32 {
         /// IA32_APIC_BASE.
         apic_base_msr: u64,
@@ -19,6 +19,7 @@ layout! {
 }
 
 impl Lapic {
-    /// [`Entry::elided`](super::Entry::elided) of an entry for Xen before 4.21, which refuses a longer one.
-    pub const SINCE_4_21: usize = 8;
+    /// [`Entry::elided`](super::Entry::elided) of an entry without `pending_esr`: every Xen takes it, and an older
+    /// one refuses a longer one.
+    pub const PENDING_ESR: usize = 8;
 }

@@ -135,10 +135,10 @@ pub(crate) fn localise(
         "icr",
     ]);
     ledger.carried(&["lvt", "timer.divide_configuration", "timer.tsc_deadline"]);
-    if !target.short_lapic() || lapic.pending_esr == 0 {
+    if target.lapic_elided == 0 || lapic.pending_esr == 0 {
         ledger.carried(&["pending_esr"]);
     } else {
-        ledger.dropped("pending_esr", format!("no place before Xen 4.21 (value {:#x})", lapic.pending_esr));
+        ledger.dropped("pending_esr", format!("no place in the LAPIC record of this Xen (value {:#x})", lapic.pending_esr));
     }
     ledger.dropped("timer.remaining_ns", "Xen starts a running timer with a full count");
     if lapic.id != vcpu * 2 {
