@@ -38,7 +38,9 @@ pub enum Error {
     )]
     DevicesUnknown,
     /// A checkpoint with more memory outside RAM than any that we write.
-    #[error("the checkpoint holds more than 24 MiB of memory outside the guest's RAM (page {address:#x}): make it anew")]
+    #[error(
+        "the checkpoint holds more than 24 MiB of memory outside the guest's RAM (page {address:#x}): make it anew"
+    )]
     PagesOutsideRam {
         /// The first page for which there is no room.
         address: u64,

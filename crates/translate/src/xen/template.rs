@@ -61,7 +61,8 @@ impl Template {
                 }
                 Event::Libxc(libxc::Record::HvmContext(context)) => {
                     header = context.header().cloned();
-                    let lapic = context.entries.iter().find(|entry| matches!(entry.record, hvm::Record::Lapic(_)));
+                    let lapic =
+                        context.entries.iter().find(|entry| matches!(entry.record, hvm::Record::Lapic(_)));
                     lapic_elided = lapic.map_or(lapic_elided, |entry| entry.elided);
                 }
                 Event::Libxl(libxl::Record::EmulatorContext(record)) => {

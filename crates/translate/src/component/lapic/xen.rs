@@ -117,7 +117,7 @@ pub(crate) fn localise(
             | u32::from(lapic.svr & SVR_ENABLED == 0) << 1,
         timer_divisor: lapic.timer.divisor(),
         tdt_msr: lapic.timer.tsc_deadline,
-        pending_esr: if target.short_lapic() { 0 } else { lapic.pending_esr },
+        pending_esr: if target.lapic_elided == 0 { lapic.pending_esr } else { 0 },
     };
     let mut ledger = report.record(BACK, format_args!("lapic[{vcpu}]"));
     ledger.carried(&[
@@ -138,7 +138,10 @@ pub(crate) fn localise(
     if target.lapic_elided == 0 || lapic.pending_esr == 0 {
         ledger.carried(&["pending_esr"]);
     } else {
-        ledger.dropped("pending_esr", format!("no place in the LAPIC record of this Xen (value {:#x})", lapic.pending_esr));
+        ledger.dropped(
+            "pending_esr",
+            format!("no place in the LAPIC record of this Xen (value {:#x})", lapic.pending_esr),
+        );
     }
     ledger.dropped("timer.remaining_ns", "Xen starts a running timer with a full count");
     if lapic.id != vcpu * 2 {

@@ -31,8 +31,13 @@ pub(crate) fn normalise_pit(pit: &hvm::Pit, report: &mut Report) -> Pit {
         write_state: channel.write_state,
         write_latch: channel.write_latch,
         rw_mode: channel.rw_mode,
-        // Before Xen 4.19 a channel that was never programmed had mode 0xff.
-        mode: (channel.mode <= 7).then_some(if channel.mode > 5 { channel.mode - 4 } else { channel.mode }),
+        // 7 is a channel that was never programmed, 0xff the same before Xen 4.19; what a guest programs as 6 or 7 is
+        // kept as 2 or 3 (xen/arch/x86/emul-i8254.c).
+        mode: match channel.mode {
+            0..=5 => Some(channel.mode),
+            6 => Some(2),
+            _ => None,
+        },
         bcd: channel.bcd != 0,
         gate: channel.gate != 0,
         elapsed_ns: None,
