@@ -13,7 +13,7 @@
 //! The gateway owns nothing: no guest, no translation, no journal. What one side says reaches the other byte for byte, so
 //! the two agree with each other and not with us, and a gateway that dies is a transport that died: before
 //! PERMISSION_TO_GO the sender keeps its guest. The stream is read on the way, so damage, and a guest that no receiver could
-//! take, end the move here. `docs/decisions/0022-relay.md`.
+//! take, end the move here. `docs/decisions/0016-relay.md`.
 
 mod dialogue;
 mod player;
