@@ -129,7 +129,7 @@ impl Facts {
     /// Whether the guest must not run while its memory is sent.
     ///
     /// Emulation before 9.0 forgets to look for writes to pages that were sent already (`migration dirty bitmap
-    /// coherency`, 03bfc2188f in QEMU). Seen with 7.2: one guest in five arrived with damaged memory.
+    /// coherency`, 03bfc2188f in QEMU). Seen: a guest of an emulation arrived with its memory damaged.
     pub fn loses_writes(&self) -> bool {
         !self.kvm && self.major < 9
     }
