@@ -116,8 +116,14 @@ impl Known {
     /// The beats go on where they stopped, one by one, and no check fails that is not known to: the reason why not.
     pub fn judge(&self, before: &str, after: &str) -> Result<(), String> {
         let known = |line: &str| self.checks.iter().any(|name| line.contains(&format!(" what={name} ")));
-        if let Some(line) = after.lines().find(|line| line.starts_with("BAD ") && !known(line)) {
-            return Err(line.to_owned());
+        let mut impatient = false;
+        for line in after.lines().filter(|line| line.starts_with("BAD ") && !known(line)) {
+            // The captured witnesses gave up on the RTC after a hundred tries, which on a fast machine end within the
+            // 244 us that announce an update. A date that is wrong stays wrong.
+            if !line.contains(" what=rtc_date ") || impatient {
+                return Err(line.to_owned());
+            }
+            impatient = true;
         }
         let numbers = |text: &str| beats(text).iter().map(|beat| beat.beat).collect::<Vec<_>>();
         let (last, beats) = (numbers(before).last().copied().unwrap_or(0), numbers(after));
@@ -149,6 +155,16 @@ mod tests {
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &after).is_err());
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &lines(&[(1, 0), (2, 0)])).is_err());
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &lines(&[(6, 0), (8, 0)])).is_err());
+    }
+
+    #[test]
+    fn a_date_that_was_not_waited_for_is_forgiven_once() {
+        let known = known_after_a_move("xen/witness-1vcpu");
+        let bad = "BAD cpu=0 what=rtc_date found=0x0 wanted=0x1\n";
+        let (before, once) =
+            (lines(&[(5, 0)]), format!("{}{bad}{}", lines(&[(6, 0)]), lines(&[(7, 1), (8, 1)])));
+        assert_eq!(known.judge(&before, &once), Ok(()));
+        assert!(known.judge(&before, &format!("{once}{bad}")).is_err());
     }
 
     #[test]

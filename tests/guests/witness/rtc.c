@@ -25,7 +25,9 @@ static u8 control_b(void) { return opt.rtc ? 0x42 : 0x02; }  // periodic interru
 
 // Seconds of the day; settled before it is used.
 u32 rtc_seconds(void) {
-    for (u32 tries = 0; tries < 100; tries++) {
+    // An update is announced 244 us ahead, which is longer than a fast machine takes for a hundred tries.
+    u64 start = pm_now();
+    for (u32 tries = 0; tries < 100 || pm_now() - start < PM_HZ / 100; tries++) {
         u8 s = cmos_read(SECONDS), m = cmos_read(MINUTES), h = cmos_read(HOURS);
         if (s == cmos_read(SECONDS) && !(cmos_read(A) & 0x80)) {
             hold_index();
