@@ -27,7 +27,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     qemu::provide(false)?;
     let binary = release_binary()?;
     step("testing the workspace (some minutes)");
-    let mut test = cargo(["test", "--workspace", "--quiet"]);
+    let mut test = cargo(["test", "--workspace", "--quiet", "--no-fail-fast"]);
     test.args(arguments).env("HYPERFERRY_BIN", binary).run()
 }
 
