@@ -50,9 +50,8 @@ pub fn localise(vm: &Vm, target: &Target) -> Result<(KvmVm, Vec<FieldFate>)> {
     fates.dropped("config", "not part of KVM's state: the arguments of the VMM");
     fates.dropped("memory", "not part of KVM's state: the memory slots of the VMM");
     fates.dropped("devices", "not part of KVM's state: devices live in the VMM");
-    if vm.remainder.is_some() {
-        fates.dropped("remainder", "what QEMU alone has of the parts above; another QEMU takes it back");
-    }
+    fates.dropped("remainder", "what QEMU alone has of the parts above; another QEMU takes it back");
+    fates.dropped("xen", "what Xen alone has of the domain; another Xen takes it back");
     fates.carried(&["clock.guest_ns"], "clock.clock");
     fates.carried(&["clock.tsc_khz"], "tsc_khz of every vCPU");
     fates.dropped("clock.tsc_emulated", "KVM decides by TSC scaling of the host");
