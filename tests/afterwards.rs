@@ -149,8 +149,9 @@ impl Monitor {
 
     #[track_caller]
     fn ask(&mut self, command: &str, arguments: &Value) -> Value {
-        let question = json!({ "execute": command, "arguments": arguments, "id": 7 });
-        writeln!(self.0.get_mut(), "{question}").unwrap();
+        // In one piece: QEMU does what it is told before it has seen the end of the line, and may be gone by then.
+        let question = format!("{}\n", json!({ "execute": command, "arguments": arguments, "id": 7 }));
+        self.0.get_mut().write_all(question.as_bytes()).unwrap();
         loop {
             let mut line = String::new();
             assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "QEMU ended");
