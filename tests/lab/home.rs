@@ -17,7 +17,7 @@ fn every_xen_fixture_goes_on_in_xen() -> Result<()> {
          {MAKE_DISK}
          xl restore /root/fixture.stream >/root/fixture.out 2>&1 || {{ cat /root/fixture.out; exit 1; }}
          for i in $(seq 120); do
-           [ $(grep -c '^WITNESS' /var/log/xen/fixture.serial) -ge {BEATS} ] && break
+           [ $(grep -c '^WITNESS' /var/log/xen/fixture.serial) -gt {BEATS} ] && break
            sleep 1
          done
          xl destroy fixture
@@ -42,7 +42,7 @@ fn every_kvm_fixture_goes_on_in_kvm() -> Result<()> {
              rm -f input; mkfifo input; exec 3<>input
              {command} -incoming 'exec:cat stream' <input >monitor 2>&1 &
              for i in $(seq 120); do
-               [ $(grep -c '^WITNESS' serial 2>/dev/null) -ge {BEATS} ] && break
+               [ $(grep -c '^WITNESS' serial 2>/dev/null) -gt {BEATS} ] && break
                kill -0 $! 2>/dev/null || {{ cat monitor; break; }}
                sleep 1
              done

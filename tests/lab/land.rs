@@ -43,7 +43,7 @@ fn land(fixture: &Fixture, version: &str, allow: &str, watch: &str) -> Result<St
 fn every_xen_fixture_goes_on_under_kvm() -> Result<()> {
     let watch = format!(
         "for i in $(seq 120); do
-           [ $(grep -c '^WITNESS' serial 2>/dev/null) -ge {BEATS} ] && break
+           [ $(grep -c '^WITNESS' serial 2>/dev/null) -gt {BEATS} ] && break
            kill -0 $! 2>/dev/null || break
            sleep 1
          done

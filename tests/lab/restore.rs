@@ -41,7 +41,7 @@ fn restore(packed: &[u8], guest: &str, serial: &str) -> Result<String> {
          {serial}
          xl unpause {guest}
          for i in $(seq 240); do
-           [ $(grep -c '^WITNESS' {SERIAL} 2>/dev/null) -ge {BEATS} ] && break
+           [ $(grep -c '^WITNESS' {SERIAL} 2>/dev/null) -gt {BEATS} ] && break
            sleep 1
          done
          xl destroy {guest}

@@ -22,7 +22,7 @@ fn receive(fixture: &Fixture, version: &str) -> Result<(String, String)> {
          {{ zstd -dc fixture.zst; printf 'domain is yours, you are cleared to unpause\\0'; }} |
            ./hyperferry receive --qemu /usr/local/bin/qemu-{version} --journal journal --serial serial \
              --allow tsc-frequency --progress none >answers 2>said || {{ cat said; exit 1; }}
-         for i in $(seq 120); do [ $(grep -c '^WITNESS' serial) -ge {BEATS} ] && break; sleep 1; done
+         for i in $(seq 120); do [ $(grep -c '^WITNESS' serial) -gt {BEATS} ] && break; sleep 1; done
          printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"stop\"}}{{\"execute\":\"quit\"}}' |
            socat - unix-connect:$(ls journal/*.qmp) >/dev/null
          cat said journal/*.log journal/*.hpet.json 2>/dev/null; echo; echo SERIAL; cat serial"
