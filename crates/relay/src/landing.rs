@@ -15,7 +15,7 @@
 //! `completed` only after its run state has left `inmigrate`.
 
 use std::{
-    io::{self, BufWriter, Write},
+    io::{BufWriter, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     process::ExitStatus,
     sync::{
@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     BoxError, Error, Result, lane,
+    metered::MeteredWriter,
     progress::{Phase, Progress},
     qemu::{CommandLine, Launch, Process},
     qmp::Version,
@@ -115,7 +116,7 @@ impl Waiting {
         // Ours to the end: a producer that fails must not end the stream before it could say why.
         let held = ours.try_clone().map_err(Error::system("holding the stream"))?;
         let broken = Arc::new(AtomicBool::new(false));
-        let metered = Metered { inner: ours, progress: self.progress.clone(), broken: Arc::clone(&broken) };
+        let metered = MeteredWriter::new(ours, self.progress.clone(), Arc::clone(&broken));
         let lane = lane::spawn("stream", move || {
             let mut buffered = BufWriter::with_capacity(lane::STEP, metered);
             let made = produce(&mut buffered).map_err(Into::into)?;
@@ -339,28 +340,5 @@ async fn completed(qemu: &mut Process) -> Result<()> {
             _ if Instant::now() > deadline => return Err(qemu.slow(LOADING, LOAD_TIMEOUT)),
             _ => sleep(Duration::from_millis(2)).await,
         }
-    }
-}
-
-/// Counts what is written, and remembers whether QEMU stopped reading.
-struct Metered {
-    inner: UnixStream,
-    progress: Progress,
-    broken: Arc<AtomicBool>,
-}
-
-impl Write for Metered {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let result = self.inner.write(bytes);
-        match &result {
-            Ok(count) => self.progress.add(*count as u64),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => self.broken.store(true, Ordering::Release),
-        }
-        result
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

@@ -20,6 +20,7 @@ pub mod journal;
 pub mod landing;
 mod lane;
 pub mod link;
+mod metered;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;

@@ -27,7 +27,7 @@ mod receiver;
 
 use std::{
     fmt::Display,
-    io::{self, BufWriter, PipeWriter, Read, Write},
+    io::{self, BufWriter, Read, Write},
     os::unix::net::UnixStream,
     sync::{
         Arc,
@@ -49,6 +49,7 @@ use crate::{
     BoxError, Error, Result,
     journal::{Entry, Step},
     lane,
+    metered::MeteredWriter,
     progress::{Phase, Progress},
     receive::{BANNER, READY, REPORT, failed},
 };
@@ -99,11 +100,7 @@ impl Departure {
         entry.note(Step::Sending { still: pace.still })?;
         self.progress.enter(Phase::Stream);
         let broken = Arc::new(AtomicBool::new(false));
-        let to = ToReceiver {
-            inner: self.receiver.input()?,
-            progress: self.progress.clone(),
-            broken: Arc::clone(&broken),
-        };
+        let to = MeteredWriter::new(self.receiver.input()?, self.progress.clone(), Arc::clone(&broken));
         let ended = Arc::new(AtomicBool::new(false));
         let from = FromQemu { inner: self.guest.migrate(pace).await?, ended: Arc::clone(&ended) };
         let lane = lane::spawn("stream", move || {
@@ -238,28 +235,5 @@ impl Read for FromQemu {
             self.ended.store(true, Ordering::Release);
         }
         result
-    }
-}
-
-/// Counts what is written, and remembers whether the receiver stopped reading.
-struct ToReceiver {
-    inner: PipeWriter,
-    progress: Progress,
-    broken: Arc<AtomicBool>,
-}
-
-impl Write for ToReceiver {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let result = self.inner.write(bytes);
-        match &result {
-            Ok(count) => self.progress.add(*count as u64),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => self.broken.store(true, Ordering::Release),
-        }
-        result
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }
