@@ -15,18 +15,16 @@ use std::{
     os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use common::{command, finish, fixture, plain, qemus, text, with_config};
-use hyperferry_testkit::{checkout, lab};
+use common::{command, finish, fixture, plain, qemus, text, wait_within, with_config};
+use hyperferry_testkit::{checkout, cut::GO, lab};
 use hyperferry_translate::{cpu_features, refusal::Policy, source::Source};
 use serde_json::{Value, json};
 
 /// The hardware address of the card that fixtures have.
 const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
-const GO: &[u8] = b"domain is yours, you are cleared to unpause\0";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A guest with a display, a network card and a disk.
@@ -52,12 +50,8 @@ fn disk() -> Vec<u8> {
 }
 
 #[track_caller]
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
+fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, done);
 }
 
 fn end(pid: u32) {

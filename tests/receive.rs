@@ -8,36 +8,46 @@
 )]
 
 mod common;
+#[path = "common/sender.rs"]
+mod sender;
 
 use std::{
     fs::{self, File},
-    io::{Read, Write, pipe},
-    os::{
-        fd::OwnedFd,
-        unix::{fs::symlink, net::UnixStream},
-    },
+    io::{Write, pipe},
+    ops::{Deref, DerefMut},
+    os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
-    time::{Duration, Instant},
 };
 
 use common::{command, names, patch, plain, qemus, run, slim, start_of, text, with_config};
 use hyperferry_testkit::{
     Fixture,
-    cut::{self, BANNER, GO, Kill, Phase, READY, REPORT, Strike},
+    cut::{self, Kill, Phase, Strike},
     witness,
 };
+use sender::{BANNER, GO, READY, REPORT, Sender, kill, wait_for};
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A sender, and the receiver that it talks to.
 struct Move {
+    sender: Sender,
     folder: tempfile::TempDir,
-    child: Child,
-    to: Option<File>,
-    from: File,
+}
+
+impl Deref for Move {
+    type Target = Sender;
+
+    fn deref(&self) -> &Sender {
+        &self.sender
+    }
+}
+
+impl DerefMut for Move {
+    fn deref_mut(&mut self) -> &mut Sender {
+        &mut self.sender
+    }
 }
 
 impl Move {
@@ -46,13 +56,9 @@ impl Move {
         let (journal, serial) = (folder.path().join("journal"), folder.path().join("{name}.serial"));
         let arguments = ["receive", "--qemu", text(qemu), "--accel", "tcg", "--journal", text(&journal)];
         let arguments = [&arguments[..], &["--serial", text(&serial)], more].concat();
-        let errors = fs::File::create(folder.path().join("stderr")).unwrap();
         let mut command = command(&arguments);
         command.env("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22").env("TMPDIR", folder.path());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
-        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (to, from) = (File::from(OwnedFd::from(to)), File::from(OwnedFd::from(from)));
-        Self { folder, child, to: Some(to), from }
+        Self { sender: Sender::of(&mut command, folder.path()), folder }
     }
 
     /// Puts something between the two that strikes in that phase.
@@ -79,50 +85,15 @@ impl Move {
     }
 
     fn heard(&mut self, words: &[u8]) -> bool {
-        let mut heard = Vec::new();
-        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
-        heard == words
+        self.hear(words.len()) == words
     }
 
     /// Up to a guest that is loaded.
     fn until_ready(qemu: &Path, stream: &[u8], more: &[&str]) -> Self {
         // The captures are from another machine.
         let mut a_move = Self::begin(qemu, &[&["--allow", "tsc-frequency"], more].concat());
-        a_move.hears(BANNER);
-        a_move.says(stream);
-        a_move.hears(READY);
+        a_move.sends(stream);
         a_move
-    }
-
-    fn says(&mut self, words: &[u8]) {
-        // A receiver that has refused closes its end.
-        let _ = self.to.as_mut().unwrap().write_all(words);
-    }
-
-    #[track_caller]
-    fn hears(&mut self, words: &[u8]) {
-        let mut heard = Vec::new();
-        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
-        assert_eq!(heard.escape_ascii().to_string(), words.escape_ascii().to_string(), "{}", self.stderr());
-    }
-
-    fn goes_away(&mut self) {
-        self.to = None;
-    }
-
-    /// The receiver ends with this code, and without another word to the sender.
-    #[track_caller]
-    fn ends(&mut self, code: i32) -> String {
-        let mut heard = Vec::new();
-        self.from.read_to_end(&mut heard).unwrap();
-        let status = self.child.wait().unwrap();
-        let said = self.stderr();
-        assert_eq!((status.code(), heard.escape_ascii().to_string()), (Some(code), String::new()), "{said}");
-        said
-    }
-
-    fn stderr(&self) -> String {
-        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
     }
 
     fn journal(&self) -> PathBuf {
@@ -180,18 +151,7 @@ impl Move {
     fn ask(&self, command: &str) -> String {
         let names = names(&self.journal());
         let name = names.iter().find(|name| name.ends_with(".qmp")).unwrap();
-        let mut socket = UnixStream::connect(self.journal().join(name)).unwrap();
-        socket.write_all(br#"{"execute":"qmp_capabilities"}"#).unwrap();
-        socket.write_all(format!("{{\"execute\":\"{command}\",\"id\":7}}\n").as_bytes()).unwrap();
-        let mut heard = String::new();
-        while !heard.contains(r#""id": 7"#) {
-            let mut some = [0; 4096];
-            match socket.read(&mut some).unwrap() {
-                0 => return heard,
-                count => heard.push_str(&String::from_utf8_lossy(&some[..count])),
-            }
-        }
-        heard
+        common::ask(&self.journal().join(name), command)
     }
 }
 
@@ -211,20 +171,6 @@ impl Drop for Move {
         for pid in self.processes("-S") {
             kill("-KILL", pid);
         }
-        let _ = self.child.kill();
-    }
-}
-
-fn kill(signal: &str, pid: u32) {
-    let _ = Command::new("kill").args([signal, &pid.to_string()]).status();
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -456,32 +402,25 @@ fn runs_here(a_move: &Move) {
     assert!(a_move.resolve().contains("here: it runs"));
 }
 
+/// The two ends hear nothing of each other any more from that phase on.
+fn parted(phase: Phase, sent: Sent, a_move: &Move) {
+    if phase == Phase::Report {
+        assert_eq!(sent, Sent::KeepsItStopped);
+        runs_here(a_move);
+    } else {
+        assert_eq!(sent, if phase < Phase::Go { Sent::Resumes } else { Sent::KeepsItStopped }, "{phase}");
+        stays_at_the_source(a_move);
+    }
+}
+
 #[test]
 fn a_gateway_killed_in_any_phase_leaves_one_copy() {
-    kill_in_each_phase(Kill::Gateway, &Phase::ALL, |phase, sent, a_move| match phase {
-        Phase::Report => {
-            assert_eq!(sent, Sent::KeepsItStopped);
-            runs_here(a_move);
-        }
-        _ => {
-            assert_eq!(sent, if phase < Phase::Go { Sent::Resumes } else { Sent::KeepsItStopped }, "{phase}");
-            stays_at_the_source(a_move);
-        }
-    });
+    kill_in_each_phase(Kill::Gateway, &Phase::ALL, parted);
 }
 
 #[test]
 fn a_transport_cut_in_any_phase_leaves_one_copy() {
-    kill_in_each_phase(Kill::Transport, &Phase::ALL, |phase, sent, a_move| match phase {
-        Phase::Report => {
-            assert_eq!(sent, Sent::KeepsItStopped);
-            runs_here(a_move);
-        }
-        _ => {
-            assert_eq!(sent, if phase < Phase::Go { Sent::Resumes } else { Sent::KeepsItStopped }, "{phase}");
-            stays_at_the_source(a_move);
-        }
-    });
+    kill_in_each_phase(Kill::Transport, &Phase::ALL, parted);
 }
 
 #[test]

@@ -15,7 +15,6 @@ mod sender;
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -25,7 +24,9 @@ use std::{
 
 use common::{Run, command, names, qemus, run, start_of, text};
 use hyperferry_testkit::{
-    Fixture, tools,
+    Fixture,
+    cut::Tee,
+    tools,
     witness::{self, Beat},
 };
 use hyperferry_xen_stream::{Event, StreamReader, libxl};
@@ -105,18 +106,7 @@ impl Source {
 
     /// What its QEMU answers.
     fn ask(&self, command: &str) -> String {
-        let mut socket = UnixStream::connect(self.file("qmp")).unwrap();
-        socket.write_all(br#"{"execute":"qmp_capabilities"}"#).unwrap();
-        socket.write_all(format!("{{\"execute\":\"{command}\",\"id\":7}}\n").as_bytes()).unwrap();
-        let mut heard = String::new();
-        while !heard.contains(r#""id": 7"#) {
-            let mut some = [0; 4096];
-            match socket.read(&mut some).unwrap() {
-                0 => return heard,
-                count => heard.push_str(&String::from_utf8_lossy(&some[..count])),
-            }
-        }
-        heard
+        common::ask(&self.file("qmp"), command)
     }
 
     fn is_in_state(&self, state: &str) -> bool {
@@ -168,27 +158,16 @@ impl Drop for Source {
     }
 }
 
-/// Keeps what is read.
-struct Tee<R>(R, Vec<u8>);
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.0.read(buffer)?;
-        self.1.extend(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 /// A Xen stream up to its own end.
 fn take_the_guest(from: impl Read) -> Vec<u8> {
-    let mut tee = Tee(from, Vec::new());
+    let mut tee = Tee { from, to: Vec::new() };
     let mut reader = StreamReader::new(&mut tee);
     while let Ok(Some(event)) = reader.next_event() {
         if matches!(event, Event::Libxl(libxl::Record::End)) {
             break;
         }
     }
-    tee.1
+    tee.to
 }
 
 fn end(mut child: Child) -> Run {

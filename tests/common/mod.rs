@@ -9,9 +9,12 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use hyperferry_testkit::{Fixture, tools};
@@ -179,4 +182,30 @@ pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// What a QEMU answers to a command on its QMP socket.
+pub fn ask(socket: &Path, command: &str) -> String {
+    let mut socket = UnixStream::connect(socket).unwrap();
+    socket.write_all(br#"{"execute":"qmp_capabilities"}"#).unwrap();
+    socket.write_all(format!("{{\"execute\":\"{command}\",\"id\":7}}\n").as_bytes()).unwrap();
+    let mut heard = String::new();
+    while !heard.contains(r#""id": 7"#) {
+        let mut some = [0; 4096];
+        match socket.read(&mut some).unwrap() {
+            0 => return heard,
+            count => heard.push_str(&String::from_utf8_lossy(&some[..count])),
+        }
+    }
+    heard
+}
+
+/// Waits until it is done, and no longer than this.
+#[track_caller]
+pub fn wait_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < patience, "no {what} in {patience:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -3,26 +3,25 @@
 #![allow(clippy::unwrap_used, reason = "tests may, their helpers too")]
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Read, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Command, Stdio},
+    time::Duration,
 };
 
-pub const BANNER: &[u8; 54] = b"xl migration receiver ready, send binary domain data.\n";
-pub const READY: &[u8; 34] = b"domain received, ready to unpause\0";
-pub const GO: &[u8; 44] = b"domain is yours, you are cleared to unpause\0";
-pub const REPORT: &[u8; 39] = b"my copy unpause results are as follows\0";
+pub use hyperferry_testkit::cut::{BANNER, GO, READY, REPORT};
+
+use crate::common::wait_within;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A sender at the other end of a command's standard input and output.
 pub struct Sender {
     pub child: Child,
-    to: Option<ChildStdin>,
-    from: ChildStdout,
+    pub to: Option<File>,
+    pub from: File,
     stderr: PathBuf,
 }
 
@@ -30,10 +29,11 @@ impl Sender {
     /// Starts the command; its words go to a file in that folder.
     pub fn of(command: &mut Command, folder: &Path) -> Self {
         let stderr = folder.join("stderr");
-        let errors = fs::File::create(&stderr).unwrap();
+        let errors = File::create(&stderr).unwrap();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
-        let (to, from) = (child.stdin.take(), child.stdout.take().unwrap());
-        Self { child, to, from, stderr }
+        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (to, from) = (File::from(OwnedFd::from(to)), File::from(OwnedFd::from(from)));
+        Self { child, to: Some(to), from, stderr }
     }
 
     /// Up to a guest that is loaded.
@@ -59,9 +59,15 @@ impl Sender {
 
     #[track_caller]
     pub fn hears(&mut self, words: &[u8]) {
-        let mut heard = Vec::new();
-        (&mut self.from).take(words.len() as u64).read_to_end(&mut heard).unwrap();
+        let heard = self.hear(words.len());
         assert_eq!(heard.escape_ascii().to_string(), words.escape_ascii().to_string(), "{}", self.stderr());
+    }
+
+    /// As many bytes, or what comes before the end.
+    pub fn hear(&mut self, length: usize) -> Vec<u8> {
+        let mut heard = Vec::new();
+        (&mut self.from).take(length as u64).read_to_end(&mut heard).unwrap();
+        heard
     }
 
     pub fn goes_away(&mut self) {
@@ -120,10 +126,6 @@ pub fn kill(signal: &str, pid: u32) {
 }
 
 #[track_caller]
-pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
+pub fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, done);
 }

@@ -23,6 +23,7 @@ use hyperferry_relay::{
     receive::{BANNER, READY, REPORT},
     send::{Departure, Facts, FromQemu, Guest, Pace, Receiver, Sent},
 };
+use hyperferry_testkit::cut::Tee;
 use hyperferry_translate::refusal::Policy;
 use hyperferry_xen_stream::xl::PERMISSION_TO_GO;
 use serde_json::json;
@@ -129,23 +130,12 @@ impl Drop for Source {
     }
 }
 
-/// Keeps what is read.
-struct Tee<R>(R, Vec<u8>);
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.0.read(buffer)?;
-        self.1.extend(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 /// A stream as it is, up to its own end.
 fn copy(from: impl Read) -> std::result::Result<Vec<u8>, BoxError> {
-    let mut tee = Tee(from, Vec::new());
+    let mut tee = Tee { from, to: Vec::new() };
     let mut reader = StreamReader::new(&mut tee);
     while reader.next_event()?.is_some() {}
-    Ok(tee.1)
+    Ok(tee.to)
 }
 
 fn as_it_is(from: FromQemu, out: &mut dyn Write) -> std::result::Result<(), BoxError> {

@@ -199,9 +199,12 @@ fn stream(
 }
 
 /// Passes on what is read.
-struct Tee<R, W> {
-    from: R,
-    to: W,
+#[derive(Debug)]
+pub struct Tee<R, W> {
+    /// Where it is read.
+    pub from: R,
+    /// Where it goes as well.
+    pub to: W,
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {
