@@ -108,15 +108,13 @@ impl MappedBlock {
         let whole = (window.available().len().min(WINDOW) / PAGE_SIZE).min(self.pages - self.next);
         for index in 0..whole {
             let number = self.next + index;
-            if self.bitmap.get(number / 8).is_some_and(|byte| byte >> (number % 8) & 1 == 1) {
-                let start = index * PAGE_SIZE;
-                pages.push(RamPage {
-                    block: self.block,
-                    offset: number as u64 * PAGE_SIZE as u64,
-                    continues: true,
-                    content: PageContent::Data(start..start + PAGE_SIZE),
-                });
-            }
+            let start = index * PAGE_SIZE;
+            let content = match self.bitmap.get(number / 8) {
+                Some(byte) if byte >> (number % 8) & 1 == 1 => PageContent::Data(start..start + PAGE_SIZE),
+                _ => PageContent::Zero,
+            };
+            let offset = number as u64 * PAGE_SIZE as u64;
+            pages.push(RamPage { block: self.block, offset, continues: true, content });
         }
         self.next += whole;
         Ok(Some(whole * PAGE_SIZE))
@@ -156,13 +154,13 @@ mod tests {
         file
     }
 
-    fn read(file: &[u8]) -> Result<Vec<(u64, u8)>> {
+    fn read(file: &[u8]) -> Result<Vec<(u64, Option<u8>)>> {
         let mut reader = StreamReader::new(file);
         let mut pages = Vec::new();
         loop {
             match reader.next_event()? {
                 Some(Event::RamPages(chunk)) => {
-                    pages.extend(chunk.iter().map(|(_, offset, data)| (offset, data.unwrap()[0])));
+                    pages.extend(chunk.iter().map(|(_, offset, data)| (offset, data.map(|page| page[0]))));
                 }
                 Some(Event::RamSectionEnd { .. }) | None => return Ok(pages),
                 Some(_) => {}
@@ -178,7 +176,7 @@ mod tests {
 
     #[test]
     fn pages_whose_bit_is_clear_are_zero_whatever_stands_there() {
-        assert_eq!(read(&file()).unwrap(), [(0, 7), (0x2000, 9)]);
+        assert_eq!(read(&file()).unwrap(), [(0, Some(7)), (0x1000, None), (0x2000, Some(9))]);
     }
 
     #[test]
