@@ -21,7 +21,7 @@ Exit codes:
   0  all went well (diff: no difference)
   1  diff found a difference
   2  the command line makes no sense
-  3  the stream is invalid: the error says where (path and offset), what was found and what was wanted
+  3  the stream is invalid: the error says where, what was found and what was wanted
   4  the stream is sound and not supported as it is; nothing was written or started
   5  something failed on the way; the source is intact
   6  the outcome is unknown: the guest may have run on the destination";
@@ -33,7 +33,7 @@ From a Xen save file to a guest that goes on running under QEMU:
   hyperferry inspect guest.save | less                  what is in it
   hyperferry land guest.save --serial guest.log         run it, here and now
 
-FILE and IN may be `-` (standard input), and may be compressed with zstd or gzip. A recorded `xl migrate` stream is as
+FILE and IN may be `-` (standard input), and may be compressed with zstd or gzip. A recorded `xl migrate` stream is as \
 good as a save file. A stream is only read: whatever happens, the source stays as it is.";
 
 /// Moves running virtual machines between Xen and KVM by translating their save-state streams.
@@ -92,21 +92,21 @@ pub(crate) enum Command {
 }
 
 const INSPECT_HELP: &str = "\
-One element a paragraph: `path @offset`, then one `  name = value` line a field. Runs of pages are one element with counts,
-page frames and a checksum. With --json: one document a line, the first with `schema` and `version`, each other one with
+One element a paragraph: `path @offset`, then one `  name = value` line a field. Runs of pages are one element with counts, \
+page frames and a checksum. With --json: one document a line, the first with `schema` and `version`, each other one with \
 `path`, `offset` and `fields`.
 
   hyperferry inspect guest.save | grep -A3 HVM_CONTEXT
   hyperferry inspect guest.save --json | jq -r 'select(.path) | .path'";
 
 const VERIFY_HELP: &str = "\
-Reserved bits must be zero, records known and in their order, nothing may follow the end. The device model's state inside a
+Reserved bits must be zero, records known and in their order, nothing may follow the end. The device model's state inside a \
 Xen stream is decoded, encoded again and compared, and a QEMU stream's sections must be those of its own description.";
 
 const SEND_HELP: &str = "\
-The guest runs on while its pages are sent, stands still for the last of them, and runs on at the destination. Nothing is
-installed on the Xen host: its own `xl migrate-receive` takes the guest in. Until it has been told to run the guest, every
-failure, Ctrl-C, and the end of hyperferry itself give the guest back to its QEMU, which runs it on. Behind that QEMU keeps
+The guest runs on while its pages are sent, stands still for the last of them, and runs on at the destination. Nothing is \
+installed on the Xen host: its own `xl migrate-receive` takes the guest in. Until it has been told to run the guest, every \
+failure, Ctrl-C, and the end of hyperferry itself give the guest back to its QEMU, which runs it on. Behind that QEMU keeps \
 its copy stopped unless the destination says that its own is gone; `hyperferry resolve` says which one may run.
 
   hyperferry send /run/web.qmp xen2                      by ssh xen2 xl migrate-receive
@@ -114,11 +114,11 @@ its copy stopped unless the destination says that its own is gone; `hyperferry r
   hyperferry send /run/web.qmp --ssh 'ssh -p 2222' xen2
   hyperferry send /run/web.qmp -- ssh kvm2 hyperferry receive
 
-QEMU needs a QMP monitor that nobody else is connected to (-qmp unix:/run/web.qmp,server=on,wait=off), a `pc` machine and
+QEMU needs a QMP monitor that nobody else is connected to (-qmp unix:/run/web.qmp,server=on,wait=off), a `pc` machine and \
 emulated devices.";
 
 const DIFF_HELP: &str = "\
-Both inputs are brought into the neutral model first, so a Xen save file can be compared with a checkpoint. Memory is
+Both inputs are brought into the neutral model first, so a Xen save file can be compared with a checkpoint. Memory is \
 compared by its pages' content.";
 
 /// How much to say, on standard error.

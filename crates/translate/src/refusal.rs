@@ -26,12 +26,12 @@ macro_rules! refusals {
 
 refusals! {
     ACPI_PAGES = "acpi-pages", true, "the guest's ACPI tables are left behind; ACPI methods that read them fail";
-    CPU_FEATURES = "cpu-features", true, "the guest keeps using CPU features that the destination lacks, and may crash";
+    CPU_FEATURES = "cpu-features", true, "the guest uses CPU features that the destination lacks, and may crash";
     DEVICE = "device", true, "a device without a counterpart on the destination is left behind";
-    HPET = "hpet", true, "a guest that takes its time from the HPET runs at another speed (1.6x from Xen to QEMU, 0.625x back)";
+    HPET = "hpet", true, "the HPET ticks at another rate (1.6x from Xen to QEMU, 0.625x back)";
     INTX = "intx", true, "a PCI device's legacy interrupt no longer reaches the guest";
     KVMCLOCK = "kvmclock", true, "the guest's clock stops, or jumps: nobody updates KVM's paravirtual clock";
-    KVM_PV = "kvm-pv", true, "KVM's paravirtual services end: asynchronous page faults, end of interrupt, steal time";
+    KVM_PV = "kvm-pv", true, "KVM's services end: asynchronous page faults, end of interrupt, steal time";
     LAPIC_TIMER = "lapic-timer", true, "a local APIC timer ticks at another rate (10x from Xen to QEMU, a tenth back)";
     NESTED = "nested", true, "the state of the guest's own guests is lost";
     PV_DRIVERS = "pv-drivers", true, "paravirtual disks, network cards and clocks stop, and the guest may crash";

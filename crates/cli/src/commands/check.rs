@@ -28,7 +28,7 @@ pub(crate) const HELP: &str = "\
   hyperferry check --domain web --to kvmhost            both, in one table
   hyperferry check --domain web --xen-host root@xen --to here    the same, asked on the KVM host
 
-Nothing is changed anywhere. Exit code 0: it can move; 4: something refuses, and says what would help. `--allow NAME`
+Nothing is changed anywhere. Exit code 0: it can move; 4: something refuses, and says what would help. `--allow NAME` \
 accepts what its name stands for, as `receive` does. Every check: docs/preflight.md.";
 
 /// The KVM host that we are on.
