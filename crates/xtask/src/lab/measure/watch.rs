@@ -99,10 +99,13 @@ pub(super) fn listen(command: &mut Command) -> Result<(Vec<(f64, String)>, ExitS
     Ok((said, child.wait()?))
 }
 
-/// The round that a line of hyperferry's progress says to be under way.
-pub(super) fn round(line: &str) -> Option<u64> {
-    let update: Value = serde_json::from_str(line).ok()?;
-    update.pointer("/memory/round").and_then(Value::as_u64)
+/// The rounds that hyperferry's progress tells of.
+pub(super) fn rounds(progress: &str) -> u64 {
+    let round = |line| {
+        let update: Value = serde_json::from_str(line).ok()?;
+        update.pointer("/memory/round").and_then(Value::as_u64)
+    };
+    progress.lines().filter_map(round).max().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -142,7 +145,8 @@ mod tests {
 
     #[test]
     fn rounds_are_read_from_progress() {
-        assert_eq!(round(r#"{"phase":"stream","memory":{"round":4}}"#), Some(4));
-        assert_eq!(round("the guest runs here"), None);
+        let progress =
+            "{\"phase\":\"stream\",\"memory\":{\"round\":4}}\n{\"phase\":\"load\",\"memory\":null}\ncut off";
+        assert_eq!((rounds(progress), rounds("")), (4, 0));
     }
 }
