@@ -4,4 +4,5 @@ mod home;
 mod land;
 mod live;
 mod restore;
+mod send;
 mod shim;

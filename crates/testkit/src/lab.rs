@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod live;
+pub mod send;
 
 use crate::tools;
 use anyhow::{Context, Result, bail};

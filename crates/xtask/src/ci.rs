@@ -53,7 +53,7 @@ pub(crate) fn golden() -> Result<()> {
 }
 
 /// A release build of the platform shim. It is loaded into a QEMU, so it cannot bring its own C library along.
-fn platform_shim() -> Result<PathBuf> {
+pub(crate) fn platform_shim() -> Result<PathBuf> {
     cargo(["build", "--release", "--quiet", "--package", "hyperferry-platform-shim"]).run()?;
     Ok(target_dir().join("release/libhyperferry_platform_shim.so"))
 }

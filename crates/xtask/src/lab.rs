@@ -5,6 +5,7 @@ mod guests;
 mod host;
 mod live;
 mod measure;
+mod send;
 
 pub(crate) use guests::witness;
 pub(crate) use host::describe;
@@ -63,6 +64,9 @@ pub(crate) enum Action {
         #[arg(long)]
         verbose: bool,
     },
+    /// Move a guest live from QEMU on the KVM host to the Xen host by `hyperferry send`, booting them where needed. One line a
+    /// move; fails if one went wrong.
+    Send(send::Options),
     /// Move a Linux guest from Xen to Xen, from Xen to QEMU and from QEMU to QEMU, and print what each costs: silence on
     /// the serial port and on pings, total time, bytes, rounds (about 5 min a round).
     Measure(measure::Options),
@@ -90,6 +94,7 @@ pub(crate) fn act(action: Action) -> Result<()> {
         Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(host::down),
         Action::Test { arguments } => crate::ci::lab_test(&arguments),
         Action::Move { guest, count, kill, at, verbose } => live::run(guest, count, kill, at, verbose),
+        Action::Send(options) => send::run(&options),
         Action::Measure(options) => measure::run(&options),
         Action::Ssh { host, command } => {
             let status = host.ssh(&command.join(" ")).status()?;

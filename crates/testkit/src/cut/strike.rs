@@ -1,7 +1,9 @@
-//! What can be struck from the receiver's host.
+//! What can be struck from the place where we stand: beside the receiver of a move from Xen, or at either end of the
+//! connection of a move to Xen.
 
 use std::{
     fmt, fs,
+    os::unix::process::parent_id,
     process::{Command, Stdio},
     str::FromStr,
     sync::OnceLock,
@@ -29,11 +31,16 @@ pub enum Kill {
     Network,
     /// The host, as by a loss of power.
     Host,
+    /// The process that started us to reach the receiver: `hyperferry send`.
+    Sender,
+    /// The command that we started: the ssh that reaches an `xl migrate-receive`, or that itself.
+    Receiver,
 }
 
 impl Kill {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Gateway, Self::Qemu, Self::Transport, Self::Network, Self::Host];
+    pub const ALL: [Self; 7] =
+        [Self::Gateway, Self::Qemu, Self::Transport, Self::Network, Self::Host, Self::Sender, Self::Receiver];
 }
 
 /// One strike: what, when, and at which `hyperferry receive`.
@@ -79,8 +86,12 @@ impl Strike {
                 });
                 Then::Pass
             }
-            Kill::Gateway => {
+            Kill::Gateway | Kill::Receiver => {
                 kill(gateway);
+                Then::Sever
+            }
+            Kill::Sender => {
+                kill(parent_id());
                 Then::Sever
             }
             Kill::Qemu => {
@@ -115,6 +126,8 @@ impl fmt::Display for Kill {
             Self::Transport => "transport",
             Self::Network => "network",
             Self::Host => "host",
+            Self::Sender => "sender",
+            Self::Receiver => "receiver",
         })
     }
 }

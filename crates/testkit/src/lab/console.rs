@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::Host;
+use super::{Host, live::CLOCK_TOLERANCE};
 use crate::witness::{self, Beat};
 
 /// A line and when it came, in seconds since 1970.
@@ -152,7 +152,32 @@ impl Judged {
             behind,
         }
     }
+
+    /// What is wrong with it. A guest that buffers its lines lets nobody judge how far its clock is behind.
+    #[must_use]
+    pub fn faults(&self, seen: &Seen, buffers: bool) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.bad > 0 {
+            let bad = seen.lines.iter().map(|(_, line)| line).filter(|line| line.starts_with("BAD "));
+            faults.extend(bad.take(SHOWN).cloned());
+            faults.push(format!("{} checks failed", self.bad));
+        }
+        if self.lost > 0 {
+            faults.push(format!("{} beats are lost or repeated", self.lost));
+        }
+        // Neither ahead, nor further behind than it was silent; on a busy machine its lines come the later. Linux keeps
+        // minutes of them in its terminal's buffer when the port is slow, so that its lag says nothing.
+        let tolerance = CLOCK_TOLERANCE + self.usual;
+        let most = if buffers { f64::INFINITY } else { self.silence + tolerance };
+        if !(-tolerance..=most).contains(&self.behind) {
+            faults.push(format!("its clock is {:.2} s behind", self.behind));
+        }
+        faults
+    }
 }
+
+/// How many failed checks are shown.
+const SHOWN: usize = 12;
 
 /// Rate of the ACPI PM timer.
 const PM_HZ: f64 = 3_579_545.0;

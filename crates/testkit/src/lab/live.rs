@@ -55,11 +55,16 @@ impl Guest {
                  cmdline=\"console=ttyS0 nokaslr nopv quiet clocksource=tsc tsc=reliable hpet=disable\"\n"
             }
         };
-        format!(
-            "name=\"{name}\"\ntype=\"hvm\"\n{own}serial=\"file:{serial}\"\nnographic=1\nvga=\"none\"\n\
-             xen_platform_pci=0\non_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n"
-        )
+        configuration(name, serial, &format!("{own}nographic=1\nvga=\"none\"\n"))
     }
+}
+
+/// A domain without PV drivers that stays to be looked at when it dies; `own` is its kernel and its devices.
+pub(super) fn configuration(name: &str, serial: &str, own: &str) -> String {
+    format!(
+        "name=\"{name}\"\ntype=\"hvm\"\n{own}serial=\"file:{serial}\"\nxen_platform_pci=0\n\
+         on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n"
+    )
 }
 
 impl fmt::Display for Guest {
@@ -156,14 +161,10 @@ impl Live {
     }
 
     fn equip(&self) -> Result<()> {
-        Host::Kvm.run("mkdir -p /root/live/journal")?;
         for (bytes, name) in self.binaries.iter().zip(["hyperferry", "cut"]) {
-            Host::Kvm.send(bytes, &format!("/root/live/{name}.new"))?;
-            Host::Kvm.run(&format!("cd /root/live; chmod +x {name}.new; mv {name}.new {name}"))?;
+            install(Host::Kvm, bytes, name)?;
         }
-        Host::Xen.run("mkdir -p /root/.ssh")?;
-        Host::Xen.send(&fs::read(Host::key())?, "/root/.ssh/id_lab")?;
-        Host::Xen.run("chmod 600 /root/.ssh/id_lab").map(drop)
+        give_key(Host::Xen)
     }
 
     /// One move, from the guest's start to where it is in the end. A guest that the emulated processor lost in Xen has not
@@ -193,36 +194,14 @@ impl Live {
             Host::Kvm.wait(PATIENCE)?;
         }
         if let Some((Kill::Host, _)) = plan.kill {
-            boot_again()?;
+            boot_again(Host::Kvm)?;
             self.equip()?;
         }
         let mut faults = Vec::new();
         let place = settle(plan, &name, here, elsewhere, before, &mut faults)?;
         let judged = Judged::of(&here.seen().then(elsewhere.seen()));
-        if judged.bad > 0 {
-            let lines = here.seen().then(elsewhere.seen()).lines;
-            let bad = lines.into_iter().map(|(_, line)| line).filter(|line| line.starts_with("BAD "));
-            faults.extend(bad.take(12));
-            faults.push(format!("{} checks failed", judged.bad));
-        }
-        if judged.lost > 0 {
-            faults.push(format!("{} beats are lost or repeated", judged.lost));
-        }
-        // Neither ahead, nor further behind than it was silent; on a busy machine its lines come the later. Linux keeps
-        // minutes of them in its terminal's buffer when the port is slow, so that its lag here says nothing.
-        let tolerance = CLOCK_TOLERANCE + judged.usual;
-        let most = match plan.guest {
-            Guest::Witness => judged.silence + tolerance,
-            Guest::Linux => f64::INFINITY,
-        };
-        if !(-tolerance..=most).contains(&judged.behind) {
-            faults.push(format!("its clock is {:.2} s behind", judged.behind));
-        }
-        let counted = |name: &str| {
-            let line = said.lines().rev().find_map(|line| line.strip_prefix("cut: rounds=").map(|_| line))?;
-            line.split([' ', '=']).skip_while(|word| *word != name).nth(1)?.parse().ok()
-        };
-        let (rounds, bytes) = (counted("rounds").unwrap_or(0), counted("bytes").unwrap_or(0));
+        faults.extend(judged.faults(&here.seen().then(elsewhere.seen()), plan.guest == Guest::Linux));
+        let (rounds, bytes) = (counted(&said, "rounds"), counted(&said, "bytes"));
         if faults.is_empty()
             && place == "in Xen"
             && !matches!(plan.kill, Some((Kill::Host | Kill::Network, _)))
@@ -236,6 +215,13 @@ impl Live {
     }
 }
 
+/// What `cut` has counted, by its last words.
+pub(super) fn counted(said: &str, name: &str) -> u64 {
+    let line = said.lines().rev().find(|line| line.starts_with("cut: rounds=")).unwrap_or_default();
+    let value = line.split([' ', '=']).skip_while(|word| *word != name).nth(1);
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
 impl Running {
     /// Forgets what it has said, and waits for more.
     fn waits_again(&self) -> bool {
@@ -245,22 +231,36 @@ impl Running {
     }
 }
 
+/// Puts a program where a host keeps ours.
+pub(super) fn install(host: Host, bytes: &[u8], name: &str) -> Result<()> {
+    host.run("mkdir -p /root/live/journal")?;
+    host.send(bytes, &format!("/root/live/{name}.new"))?;
+    host.run(&format!("cd /root/live; chmod +x {name}.new; mv {name}.new {name}")).map(drop)
+}
+
+/// Lets a host reach the others.
+pub(super) fn give_key(host: Host) -> Result<()> {
+    host.run("mkdir -p /root/.ssh")?;
+    host.send(&fs::read(Host::key())?, "/root/.ssh/id_lab")?;
+    host.run("chmod 600 /root/.ssh/id_lab").map(drop)
+}
+
 /// Ends what a guest of that name may have left on the Xen host.
-fn clean_xen(name: &str) {
+pub(super) fn clean_xen(name: &str) {
     let script =
         format!("for name in {name} {name}--incoming {name}--migratedaway; do xl destroy $name; done; true");
     drop(Host::Xen.ssh(&script).stderr(Stdio::null()).stdout(Stdio::null()).status());
 }
 
 /// Ends what any guest may have left on the KVM host.
-fn clean_kvm() {
+pub(super) fn clean_kvm() {
     let script = "cd /root/live; for process in $(ours hyperferry) $(ours qemu); do kill -9 $process; done
                   rm -rf journal *.serial; mkdir journal";
     drop(Host::Kvm.ssh(&format!("{OURS}{script}")).stderr(Stdio::null()).stdout(Stdio::null()).status());
 }
 
 /// Shell: processes of a program that have a path of ours in their command line.
-const OURS: &str = "ours() {
+pub(super) const OURS: &str = "ours() {
     for process in /proc/[0-9]*; do
         case $(readlink $process/exe) in
         *$1*) tr '\\0' ' ' <$process/cmdline | grep -q /root/live/ && basename $process ;;
@@ -271,7 +271,7 @@ const OURS: &str = "ours() {
 
 /// Whether the last guest died with the hypervisor's own code segment in its registers: nothing but a fault of the
 /// emulation puts it there.
-fn lost_in_emulation() -> Result<bool> {
+pub(super) fn lost_in_emulation() -> Result<bool> {
     const SCRIPT: &str = "xl dmesg -c | grep -A 6 'Triple fault' | grep -q 'RIP: *e008:' && echo lost; true";
     Ok(Host::Xen.run(SCRIPT)?.contains("lost"))
 }
@@ -296,21 +296,29 @@ fn start(guest: Guest, name: &str, there: &str) -> Result<Running> {
     bail!("{name} did not start in {STARTS} attempts");
 }
 
+/// The command by which one host reaches another, without the name.
+pub(super) fn ssh_to(host: Host) -> String {
+    format!(
+        "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=5 \
+         -i /root/.ssh/id_lab -p {}",
+        host.port()
+    )
+}
+
+/// Where a host finds this machine, and with it all the others' ports.
+pub(super) const OUTSIDE: &str = "root@10.0.2.2";
+
 /// Runs `xl migrate` to its end and gives what was said.
 fn migrate(plan: Plan, name: &str) -> Result<String> {
-    // From inside a host this machine is 10.0.2.2.
-    let ssh = format!(
-        "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=5 \
-         -i /root/.ssh/id_lab -p {} root@10.0.2.2",
-        Host::Kvm.port()
-    );
+    let ssh = ssh_to(Host::Kvm);
     let kill = plan.kill.map_or_else(String::new, |(kill, phase)| format!("{kill} {phase} "));
     let receive = format!(
         "/root/live/cut {kill}-- /root/live/hyperferry receive --qemu qemu-{} --journal /root/live/journal \
          --serial /root/live/{{name}}.serial",
         plan.qemu
     );
-    let line = format!("xl migrate -s '' {name} 'exec {ssh} {receive}' 2>&1; echo \"xl ended with $?\"");
+    let line =
+        format!("xl migrate -s '' {name} 'exec {ssh} {OUTSIDE} {receive}' 2>&1; echo \"xl ended with $?\"");
     let output = Host::Xen.ssh(&line).stdin(Stdio::null()).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -373,10 +381,13 @@ fn settle(
     Ok(if undecided { "in Xen, by hand" } else { "in Xen" })
 }
 
-/// Boots a KVM host that was lost.
-fn boot_again() -> Result<()> {
+/// Boots a host that was lost.
+pub(super) fn boot_again(host: Host) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["xtask", "lab", "up", "kvm"]).current_dir(checkout()).status()?;
-    ensure!(status.success(), "the KVM host does not come up again");
+    let status = Command::new(cargo)
+        .args(["xtask", "lab", "up", &host.to_string()])
+        .current_dir(checkout())
+        .status()?;
+    ensure!(status.success(), "the {host} host does not come up again");
     Ok(())
 }

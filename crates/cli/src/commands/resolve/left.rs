@@ -71,6 +71,8 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
     let there = there(to, guest);
     let pid = pid.map_or_else(String::new, |pid| format!(" (QEMU process {pid})"));
     let last = account.steps.last().map(|(_, step)| step);
+    let begun = account.steps.iter().any(|(_, step)| matches!(step, Step::Sending { .. }));
+    let half = if begun { half(to, guest) } else { String::new() };
     match (last, state) {
         _ if account.active => "  under way: wait for it".to_owned(),
         (Some(Step::Left), None) => format!("  at the destination: it said so itself; to be sure: {there}"),
@@ -80,34 +82,52 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
         (Some(Step::Left), Some(_)) => format!(
             "  at the destination: it said so itself; the stopped copy here{pid} can be ended: send `quit` to {monitor}"
         ),
-        (Some(Step::Failed { why }), Some(state)) => format!("  here: QEMU is in state {state}{pid} ({why})"),
+        (Some(Step::Failed { why }), Some(state)) => {
+            format!("  here: QEMU is in state {state}{pid} ({why}){half}")
+        }
         (Some(Step::Failed { why }), None) => {
-            format!("  here, where its QEMU has ended since{pid}: start it anew ({why})")
+            format!("  here, where its QEMU has ended since{pid}: start it anew ({why}){half}")
         }
         (Some(Step::Go | Step::Unknown { .. }), Some(state)) => format!(
             "  unknown: the destination was told to run it; QEMU here is in state {state}{pid}\n  \
-             {there}\n  \
+             {there}{half}\n  \
              if it is there: send `quit` to {monitor}; if it is certainly not: send `cont` to {monitor}"
         ),
         (Some(Step::Go | Step::Unknown { .. }), None) => format!(
-            "  at the destination, if anywhere: it was told to run it, and the copy here is gone{pid}\n  {there}"
+            "  at the destination, if anywhere: it was told to run it, and the copy here is gone{pid}\n  {there}{half}"
         ),
         (_, Some(state)) => format!(
             "  here: the destination was never told to run it; QEMU is in state {state}{pid}\n  \
-             if it does not run and should: send `cont` to {monitor}"
+             if it does not run and should: send `cont` to {monitor}{half}"
         ),
         (_, None) => {
-            format!("  nowhere: its QEMU{pid} has ended, and the destination was never told to run it")
+            format!("  nowhere: its QEMU{pid} has ended, and the destination was never told to run it{half}")
         }
     }
 }
 
 /// How to look at the destination.
 fn there(to: &[String], guest: &str) -> String {
-    match to.iter().position(|word| word == "xl") {
-        Some(at) => format!("look there: {} xl list {guest}", to.get(..at).unwrap_or_default().join(" ")),
+    match before_xl(to) {
+        Some(reach) => format!("look there: {reach} xl list {guest}"),
         None => "look at the destination".to_owned(),
     }
+}
+
+/// What an `xl` leaves that was killed: it renames a guest before it lets it run.
+fn half(to: &[String], guest: &str) -> String {
+    let line = |reach| {
+        format!(
+            "\n  a copy named {guest}--incoming there, if any, has never run: {reach} xl destroy {guest}--incoming"
+        )
+    };
+    before_xl(to).map(line).unwrap_or_default()
+}
+
+/// The part of a command that reaches the host on which xl is.
+fn before_xl(to: &[String]) -> Option<String> {
+    let at = to.iter().position(|word| word == "xl")?;
+    Some(to.get(..at)?.join(" "))
 }
 
 #[cfg(test)]
@@ -165,5 +185,17 @@ mod tests {
         }
         let unknown = verdict_of(&[Step::Go], false, Some("postmigrate"));
         assert!(unknown.contains("look there: ssh -p 22 xen xl list web"), "{unknown}");
+    }
+
+    #[test]
+    fn what_a_killed_xl_leaves_is_named_once_there_may_be_one() {
+        let destroy = "has never run: ssh -p 22 xen xl destroy web--incoming";
+        let failed = Step::Failed { why: "x".to_owned() };
+        let sending = Step::Sending { still: false };
+        let state = Some("running");
+        assert!(verdict_of(&[sending.clone(), failed.clone()], false, state).ends_with(destroy));
+        assert!(verdict_of(&[sending.clone(), Step::Go], false, None).ends_with(destroy));
+        assert!(verdict_of(&[sending, Step::Go], false, state).contains(destroy));
+        assert!(!verdict_of(&[failed], false, state).contains("incoming"));
     }
 }

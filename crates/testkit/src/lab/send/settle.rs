@@ -1,0 +1,203 @@
+//! Where a guest is in the end, that it is nowhere else, and that `hyperferry resolve` knows.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{
+    BEATS, PATIENCE, Plan, Struck, monitor_in,
+    stop::{Running, Stop},
+};
+use crate::{
+    cut::Phase,
+    lab::{Host, live::OURS},
+};
+
+/// How long what a struck move leaves may stay: a Xen host whose network was away hears of the end later.
+const LEFTOVERS: Duration = Duration::from_secs(30);
+
+/// How a move to Xen ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// There, and the destination has said so.
+    There,
+    /// There, and nobody has heard of it.
+    Unreported,
+    /// Here, by itself.
+    Back,
+    /// Nowhere, until somebody has looked and lets it run here.
+    ByHand,
+}
+
+impl End {
+    fn of(kill: Option<(Struck, Phase)>) -> Self {
+        match kill {
+            None => Self::There,
+            Some((_, phase)) if phase < Phase::Go => Self::Back,
+            // The word was there when the network went.
+            Some((Struck::Network, _)) => Self::Unreported,
+            Some((Struck::Host, _) | (_, Phase::Go)) => Self::ByHand,
+            Some(_) => Self::Unreported,
+        }
+    }
+}
+
+/// What is wanted and was not found.
+struct Wants<'a>(&'a mut Vec<String>);
+
+impl Wants<'_> {
+    fn want(&mut self, right: bool, what: impl Into<String>) {
+        if !right {
+            self.0.push(what.into());
+        }
+    }
+}
+
+/// After a move from Xen.
+pub(super) fn received(
+    guest: &mut Running,
+    there: Stop,
+    said: &str,
+    faults: &mut Vec<String>,
+) -> Result<&'static str> {
+    let mut wants = Wants(faults);
+    let Ok(monitor) = monitor_in(said) else {
+        wants.want(false, "it did not leave Xen");
+        return Ok("in Xen");
+    };
+    wants.want(said.contains("ended with 0"), "xl did not end well");
+    wants.want(there.console.waits_for_beats(BEATS, PATIENCE), "it does not go on in KVM");
+    wants.want(!on_xen(guest.name())?, "the source's copy still has its name");
+    let resolved = resolve()?;
+    wants.want(resolved.contains("here: it runs"), format!("resolve says {resolved}"));
+    guest.arrived(there, Some(monitor));
+    Ok("in KVM")
+}
+
+/// After a move to Xen.
+pub(super) fn sent(
+    plan: &Plan,
+    guest: &mut Running,
+    there: Stop,
+    said: &str,
+    faults: &mut Vec<String>,
+) -> Result<&'static str> {
+    let mut wants = Wants(faults);
+    let end = End::of(plan.kill);
+    wants.want(said.contains("ended with 0") == (end == End::There), "the command ended the other way");
+    let resolved = resolve()?;
+    let truth = match end {
+        End::There => "  at the destination: it said so itself",
+        End::Back => "  here: QEMU is in state running",
+        End::Unreported | End::ByHand => "QEMU here is in state postmigrate",
+    };
+    wants.want(resolved.contains(truth), format!("resolve says {resolved}"));
+    match end {
+        End::There => {
+            wants.want(there.console.waits_for_beats(BEATS, PATIENCE), "it does not go on in Xen");
+            wants.want(on_xen(guest.name())?, "Xen does not have it under its name");
+            wants.want(ends_here()?, "a QEMU is left");
+            guest.arrived(there, None);
+            Ok("in Xen")
+        }
+        End::Unreported => {
+            wants.want(there.console.waits_for_beats(BEATS, PATIENCE), "it does not go on in Xen");
+            wants.want(looked_there(&resolved), "what resolve says does not find it there");
+            say(guest, "quit")?;
+            wants.want(ends_here()?, "a QEMU is left");
+            guest.arrived(there, None);
+            Ok("in Xen, unheard")
+        }
+        End::Back | End::ByHand => {
+            let lost_there = matches!(plan.kill, Some((Struck::Host, Phase::Report)));
+            let only_here = |there: &Stop| lost_there || there.console.seen().beats().is_empty();
+            if let Some((Struck::Xl, phase)) = plan.kill {
+                let left = phase > Phase::Configuration;
+                wants
+                    .want(ended_there(guest.name(), &resolved)? == left, "what xl leaves is not as expected");
+            }
+            wants.want(only_here(&there), "it ran in Xen");
+            if end == End::ByHand {
+                wants.want(!looked_there(&resolved), "what resolve says finds it there");
+                say(guest, "cont")?;
+            }
+            let went_on = guest.console().seen().beats().len() + BEATS;
+            wants.want(guest.console().waits_for_beats(went_on, PATIENCE), "it does not go on in KVM");
+            wants.want(only_here(&there), "there are two copies");
+            wants.want(nothing_there(guest.name())?, "a domain is left");
+            Ok(if end == End::Back { "in KVM" } else { "in KVM, by hand" })
+        }
+    }
+}
+
+fn resolve() -> Result<String> {
+    Host::Kvm.run("/root/live/hyperferry resolve /root/live/journal 2>&1")
+}
+
+fn on_xen(domain: &str) -> Result<bool> {
+    Ok(Host::Xen.run(&format!("xl list {domain} >/dev/null 2>&1 && echo there; true"))?.contains("there"))
+}
+
+/// Whether the guest's QEMU ends, which it does by itself.
+fn ends_here() -> Result<bool> {
+    let ours = format!("{OURS}ours qemu; true");
+    until(|| Ok(Host::Kvm.run(&ours)?.is_empty()))
+}
+
+fn nothing_there(guest: &str) -> Result<bool> {
+    let named = format!("xl list | grep {guest}; true");
+    until(|| Ok(Host::Xen.run(&named)?.is_empty()))
+}
+
+fn until(mut come: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let began = Instant::now();
+    while !come()? {
+        if began.elapsed() > LEFTOVERS {
+            return Ok(false);
+        }
+        sleep(Duration::from_secs(1));
+    }
+    Ok(true)
+}
+
+/// Looks at the destination by the command that `resolve` gives: whether the guest is there.
+fn looked_there(resolved: &str) -> bool {
+    let line = resolved.lines().find_map(|line| line.trim().strip_prefix("look there: "));
+    line.is_some_and(|line| Host::Kvm.run(line).is_ok())
+}
+
+/// Ends the copy that a killed `xl` leaves, by the command that `resolve` gives: whether there was one.
+fn ended_there(guest: &str, resolved: &str) -> Result<bool> {
+    let state = Host::Xen.run(&format!("xl list {guest}--incoming 2>/dev/null; true"))?;
+    // Name, ID, Mem, VCPUs, State: paused, and no time spent.
+    let never_ran = state.lines().last().is_some_and(|line| line.contains("--p---"));
+    let line = resolved.lines().find_map(|line| line.split_once("has never run: ").map(|(_, line)| line));
+    Ok(never_ran && line.is_some_and(|line| Host::Kvm.run(line).is_ok()))
+}
+
+/// Tells the guest's QEMU something.
+fn say(guest: &Running, command: &str) -> Result<()> {
+    let words = format!(r#"{{"execute":"qmp_capabilities"}}{{"execute":"{command}"}}"#);
+    Host::Kvm.run(&format!("printf '%s' '{words}' | socat -t 2 - unix-connect:{}", guest.monitor())).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permission_decides() {
+        for struck in Struck::ALL {
+            for phase in Phase::ALL {
+                let end = End::of(Some((struck, phase)));
+                assert_eq!(end == End::Back, phase < Phase::Go, "{struck} at {phase}");
+            }
+        }
+        assert_eq!(End::of(Some((Struck::Ssh, Phase::Go))), End::ByHand);
+        assert_eq!(End::of(Some((Struck::Ssh, Phase::Report))), End::Unreported);
+        assert_eq!(End::of(Some((Struck::Host, Phase::Report))), End::ByHand);
+    }
+}
