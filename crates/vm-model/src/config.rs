@@ -86,6 +86,26 @@ pub struct Disk {
     pub writable: bool,
 }
 
+impl Disk {
+    /// Its place among the IDE drives, channel and unit, as libxl gives them out (tools/libs/light/libxl_dm.c): the first
+    /// four of the `hd` and `xvd` disks, and of CD drives under any name.
+    pub fn ide_place(&self) -> Option<(u32, u32)> {
+        let prefixes: &[&str] = if self.cdrom { &["hd", "xvd", "sd"] } else { &["hd", "xvd"] };
+        match prefixes.iter().find_map(|prefix| self.vdev.strip_prefix(prefix))? {
+            "a" => Some((0, 0)),
+            "b" => Some((0, 1)),
+            "c" => Some((1, 0)),
+            "d" => Some((1, 1)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is on libxl's SCSI controller, as `sd` disks are that are no CD drives.
+    pub fn is_scsi(&self) -> bool {
+        !self.cdrom && self.vdev.starts_with("sd")
+    }
+}
+
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {

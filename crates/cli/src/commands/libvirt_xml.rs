@@ -122,7 +122,7 @@ fn devices(xml: &mut Xml, vm: &Vm, options: &args::Options, emulator: Option<&st
     if let Some(emulator) = emulator {
         leaf(xml, "emulator", &[], emulator)?;
     }
-    for disk in &vm.config.disks {
+    for disk in vm.config.disks.iter().filter(|disk| disk.ide_place().is_some()) {
         self::disk(xml, disk, options)?;
     }
     if vm.config.usb_devices.is_empty() {

@@ -365,18 +365,6 @@ fn plugged(place: PciAddress) -> String {
     format!("{:02x}.{:x}", place.slot, place.function)
 }
 
-/// Place of an emulated disk: `hda` is the master of the first channel.
-fn ide_place(vdev: &str) -> Option<(u32, u32)> {
-    let letter = ["hd", "xvd", "sd"].iter().find_map(|prefix| vdev.strip_prefix(prefix))?;
-    match letter {
-        "a" => Some((0, 0)),
-        "b" => Some((0, 1)),
-        "c" => Some((1, 0)),
-        "d" => Some((1, 1)),
-        _ => None,
-    }
-}
-
 /// QEMU's name for the format of a disk's image (libxl_dm.c, `libxl__qemu_disk_format_string`).
 pub fn image_format(disk: &Disk) -> &str {
     match disk.format.as_str() {
@@ -387,7 +375,7 @@ pub fn image_format(disk: &Disk) -> &str {
 }
 
 fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
-    let Some((bus, unit)) = ide_place(&disk.vdev) else { return };
+    let Some((bus, unit)) = disk.ide_place() else { return };
     let id = &disk.vdev;
     let mapped = options.disks.get(id).or_else(|| options.disks.get(disk.path.as_ref()?));
     if let Some(path) = mapped.or(disk.path.as_ref()) {

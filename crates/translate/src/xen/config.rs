@@ -203,20 +203,16 @@ pub(super) fn judge(json: &Value, config: &GuestConfig, policy: &Policy, report:
         let what = "the configuration names no memory (b_info.max_memkb)";
         policy.refuse(report, refusal::MEMORY_LAYOUT, what, "save the guest again with a current xl");
     }
-    if config.disks.iter().any(|disk| !emulated(disk)) {
+    for disk in config.disks.iter().filter(|disk| disk.is_scsi()) {
+        let what = format!("disk {} is on a SCSI controller (lsi53c895a), which we do not carry", disk.vdev);
+        let remedy = "boot the guest with it as an IDE disk (vdev=hda to hdd) before the move";
+        policy.refuse(report, refusal::DEVICE, what, remedy);
+    }
+    if config.disks.iter().any(|disk| disk.ide_place().is_none() && !disk.is_scsi()) {
         let what = "disks that are not hda to hdd exist for paravirtual drivers only";
         let remedy = "boot the guest from emulated disks (hda to hdd) before the move";
         report.find("pv-disk", Severity::Warning, what, remedy);
     }
-}
-
-/// Whether a disk has an emulated IDE drive. `xvda` to `xvdd` have one too: libxl makes them the IDE drives.
-fn emulated(disk: &Disk) -> bool {
-    ["hd", "xvd", "sd"].iter().any(|prefix| {
-        disk.vdev
-            .strip_prefix(prefix)
-            .is_some_and(|rest| matches!(rest.chars().next(), Some('a'..='d')) && rest.len() == 1)
-    })
 }
 
 /// Model to wire: the text of the configuration. A guest that comes from Xen brings its own.
@@ -416,6 +412,27 @@ mod tests {
             Some("0.0.0.0:3")
         );
         assert_eq!(place(serde_json::json!({"enable": "False"})), None);
+    }
+
+    #[test]
+    fn a_scsi_disk_is_refused_by_its_name_and_a_cd_drive_is_not_one() {
+        let judged = |vdev: &str, cdrom: u32| {
+            let json = serde_json::json!({
+                "b_info": {"max_memkb": 16_384},
+                "disks": [{"vdev": vdev, "is_cdrom": cdrom, "pdev_path": "/x", "format": "raw"}],
+            });
+            let config = normalise(&json, &mut Report::default());
+            let mut report = Report::default();
+            judge(&json, &config, &Policy::default(), &mut report);
+            let found = report.findings.pop().map(|finding| (finding.name, finding.what));
+            (config.disks[0].ide_place(), found)
+        };
+        let (place, found) = judged("sda", 0);
+        assert_eq!((place, found.as_ref().map(|found| found.0)), (None, Some("device")));
+        assert!(found.unwrap().1.starts_with("disk sda is on a SCSI controller"));
+        assert_eq!(judged("sdb", 1), (Some((0, 1)), None));
+        assert_eq!(judged("xvdd", 0), (Some((1, 1)), None));
+        assert_eq!(judged("xvde", 0).1.unwrap().0, "pv-disk");
     }
 
     #[test]
