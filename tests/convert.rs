@@ -244,6 +244,30 @@ fn a_qemu_stream_is_a_source() {
     assert_eq!(run(&["diff", text(&path), text(&out)]).expect(0).stdout, "");
 }
 
+/// It does not tell either what CPU its guest was shown.
+#[test]
+fn the_cpu_that_a_guest_of_qemu_is_shown_is_said() {
+    let path = hyperferry_testkit::Fixture::named("qemu/10.0-tcg-bare").unwrap().path();
+    let (folder, save) = (
+        tempfile::tempdir().unwrap(),
+        hyperferry_testkit::Fixture::named("xen/witness-1vcpu").unwrap().path(),
+    );
+    let out = folder.path().join("out");
+    let to_xen = ["convert", text(&path), text(&out), "--to", "xen", "--allow", "lapic-timer"];
+    run(&to_xen).expect(0).says("warning [cpuid]: ").says("it is shown the bundled template's: AuthenticAMD");
+    let named = [&to_xen[..], &["--template", text(&save)]].concat();
+    run(&named).expect(0).says("note [cpuid]: ").says("the template's: AuthenticAMD, family 23");
+    for qemu in qemus() {
+        let to_qemu = ["convert", text(&path), text(&out), "--to", "qemu", "--accel", "tcg", "--qemu"];
+        let to_qemu = [&to_qemu[..], &[text(&qemu), "--allow", TSC]].concat();
+        let machine = ["--machine", "pc-i440fx-7.2"];
+        let machine = if text(&qemu).contains("7.2") { &machine[..] } else { &[] };
+        run(&[&to_qemu, machine].concat()).expect(0).says("warning [cpuid]: ").says("shown `-cpu max`");
+        let asked = [&to_qemu, machine, &["--cpu", "EPYC,-svm"]].concat();
+        run(&asked).expect(0).says("note [cpuid]: ").says("shown `-cpu EPYC,-svm`, as asked");
+    }
+}
+
 #[test]
 fn only_machines_with_a_counterpart_are_taken() {
     let stream = hyperferry_testkit::Fixture::named("qemu/10.0-tcg-bare").unwrap().stream().unwrap();

@@ -23,7 +23,7 @@ use hyperferry_translate::{
     Error as TranslateError, cpu_features,
     qemu::{APIC_BUS_HZ, Accelerator, Destination, QemuSink, args},
     refusal::{self, Policy},
-    report::Report,
+    report::{Report, Severity},
     source::Source,
 };
 use hyperferry_vm_model::{PAGE_SIZE, Vm};
@@ -121,7 +121,9 @@ impl Landing {
             self.policy.refuse(&mut report, refusal::MEMORY_LAYOUT, what, remedy);
         }
         TranslateError::unless_allowed(&report)?;
-        if !vm.cpuid.leaves.is_empty() {
+        if vm.cpuid.leaves.is_empty() {
+            self.note_cpu(&mut report);
+        } else {
             let available =
                 features(self.asked(bare(&self.qemu, self.options.accelerator)), self.base_model()).await?;
             let missing = cpu_features::missing(&vm.cpuid, &available);
@@ -137,6 +139,23 @@ impl Landing {
         }
         TranslateError::unless_allowed(&report)?;
         Ok(report)
+    }
+
+    /// A QEMU's stream does not tell what CPU its guest was shown, so nothing can be compared.
+    fn note_cpu(&self, report: &mut Report) {
+        const UNTOLD: &str = "the stream does not tell what CPU the guest was shown; here it is shown";
+        match &self.options.cpu {
+            Some(model) => {
+                let what = format!("{UNTOLD} `-cpu {model}`, as asked");
+                report.find("cpuid", Severity::Note, what, "");
+            }
+            None => {
+                let what = format!("{UNTOLD} `-cpu {}`", self.base_model());
+                let remedy = "say --cpu MODEL with the -cpu of its own QEMU: a guest may crash without a feature that it \
+                              has used";
+                report.find("cpuid", Severity::Warning, what, remedy);
+            }
+        }
     }
 
     /// Translates a stream straight into a QEMU that waits for it; the guest does not run yet.

@@ -90,6 +90,7 @@ async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Res
         Some(path) => xen::Template::from_stream(open_input(path)?.reader)?,
         None => xen::Template::bundled(source.outline())?,
     };
+    let named = arguments.template.is_some();
     args::know_devices(source.outline())?;
     let relocation = arguments.destination.relocation();
     let policy = arguments.loss.allow.policy();
@@ -99,6 +100,7 @@ async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Res
         counter.expect(Precopy::of_xen(source.outline().memory.size() / PAGE_SIZE));
         let destination = xen::Destination { template: &template, relocation: &relocation, policy: &policy };
         let mut report = Report::default();
+        template.note_cpu(source.outline(), named, &mut report);
         let mut sink = XenSink::new(out, source.outline(), destination, &mut report)?;
         let taken = source.pump(|addresses, data| {
             counter.pages(session::page_numbers(addresses));

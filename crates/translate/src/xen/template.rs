@@ -15,7 +15,10 @@ use hyperferry_wire::StreamPath;
 use hyperferry_xen_stream::{Event, StreamReader, hvm, libxc, libxl};
 
 use super::{cpuid_leaf, msr_entry};
-use crate::{Error, Result};
+use crate::{
+    Error, Result, cpu_features,
+    report::{Report, Severity},
+};
 
 /// Two vCPUs, standard VGA, e1000, a disk, a CD-ROM drive, a USB tablet.
 const PC: &[u8] = include_bytes!("../../templates/pc-std-e1000.xen");
@@ -98,6 +101,24 @@ impl Template {
             }
         }
         Ok(template)
+    }
+
+    /// Says what CPU a guest is shown of which nobody knows what it has seen; `named` tells whether the user chose this
+    /// template.
+    pub fn note_cpu(&self, outline: &Vm, named: bool, report: &mut Report) {
+        if !outline.cpuid.leaves.is_empty() {
+            return;
+        }
+        let whose = if named { "the template's" } else { "the bundled template's" };
+        let vendor = cpu_features::vendor(&self.cpuid).unwrap_or_else(|| "an unknown vendor".to_owned());
+        let (family, model, stepping) = cpu_features::signature(&self.cpuid).unwrap_or_default();
+        let what = format!(
+            "the stream does not tell what CPU the guest was shown; on Xen it is shown {whose}: {vendor}, family \
+             {family}, model {model}, stepping {stepping}"
+        );
+        let remedy = "a guest may crash without a feature that it has used: --template FILE names a save file of the Xen \
+                      host, of a guest with the wanted cpuid=; `hyperferry send` asks a QEMU that still runs";
+        report.find("cpuid", if named { Severity::Note } else { Severity::Warning }, what, remedy);
     }
 
     /// The first section of a kind of device.
