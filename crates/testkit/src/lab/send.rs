@@ -185,8 +185,10 @@ pub struct Moved {
     pub place: &'static str,
     /// What was not as it should be.
     pub faults: Vec<String>,
-    /// What the command said.
+    /// What the command said, and `hyperferry resolve` after it.
     pub said: String,
+    /// The guest's last line.
+    pub last: String,
 }
 
 /// Heads the lines of [`Moved`].
@@ -309,7 +311,7 @@ impl Sends {
         let began = Instant::now();
         let output = Host::Kvm.ssh(&line).stdin(Stdio::null()).output()?;
         let took = began.elapsed();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
         match plan.kill {
             Some((Struck::Network, _)) => Host::Xen.wait(PATIENCE)?,
             Some((Struck::Host, _)) => {
@@ -319,7 +321,7 @@ impl Sends {
             _ => {}
         }
         let mut faults = Vec::new();
-        let place = settle::sent(plan, guest, there, &said, &mut faults)?;
+        let place = settle::sent(plan, guest, there, &mut said, &mut faults)?;
         Ok(judge(plan, guest, Host::Xen, took, place, faults, said))
     }
 }
@@ -375,9 +377,9 @@ fn receive(plan: &Plan, guest: &mut Running) -> Result<Moved> {
     let began = Instant::now();
     let output = Host::Xen.ssh(&line).stdin(Stdio::null()).output()?;
     let took = began.elapsed();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut faults = Vec::new();
-    let place = settle::received(guest, there, &said, &mut faults)?;
+    let place = settle::received(guest, there, &mut said, &mut faults)?;
     Ok(judge(plan, guest, Host::Kvm, took, place, faults, said))
 }
 
@@ -394,7 +396,8 @@ fn judge(
     let judged = Judged::of(&seen);
     faults.extend(judged.faults(&seen, plan.guest == Guest::Linux));
     let (rounds, bytes) = (counted(&said, "rounds"), counted(&said, "bytes"));
-    Moved { plan: plan.clone(), to, judged, took, rounds, bytes, place, faults, said }
+    let last = seen.lines.last().map(|(_, line)| line.clone()).unwrap_or_default();
+    Moved { plan: plan.clone(), to, judged, took, rounds, bytes, place, faults, said, last }
 }
 
 impl Plan {

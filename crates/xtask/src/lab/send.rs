@@ -100,6 +100,6 @@ fn plan(options: &Options, number: usize, phase: Option<Phase>) -> Plan {
 fn tell(moved: &Moved, verbose: bool) {
     step(moved.to_string());
     if verbose || !moved.faults.is_empty() {
-        moved.said.lines().for_each(|line| step(format!("    | {line}")));
+        moved.said.lines().chain([&*moved.last]).for_each(|line| step(format!("    | {line}")));
     }
 }

@@ -60,7 +60,7 @@ impl Wants<'_> {
 pub(super) fn received(
     guest: &mut Running,
     there: Stop,
-    said: &str,
+    said: &mut String,
     faults: &mut Vec<String>,
 ) -> Result<&'static str> {
     let mut wants = Wants(faults);
@@ -72,6 +72,7 @@ pub(super) fn received(
     wants.want(there.console.waits_for_beats(BEATS, PATIENCE), "it does not go on in KVM");
     wants.want(!on_xen(guest.name())?, "the source's copy still has its name");
     let resolved = resolve()?;
+    said.push_str(&resolved);
     wants.want(resolved.contains("here: it runs"), format!("resolve says {resolved}"));
     guest.arrived(there, Some(monitor));
     Ok("in KVM")
@@ -82,13 +83,14 @@ pub(super) fn sent(
     plan: &Plan,
     guest: &mut Running,
     there: Stop,
-    said: &str,
+    said: &mut String,
     faults: &mut Vec<String>,
 ) -> Result<&'static str> {
     let mut wants = Wants(faults);
     let end = End::of(plan.kill);
     wants.want(said.contains("ended with 0") == (end == End::There), "the command ended the other way");
     let resolved = resolve()?;
+    said.push_str(&resolved);
     let truth = match end {
         End::There => "  at the destination: it said so itself",
         End::Back => "  here: QEMU is in state running",
