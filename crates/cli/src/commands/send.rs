@@ -2,6 +2,8 @@
 //!
 //! Words and the receiver's standard error go to standard error.
 
+pub(super) mod leftover;
+
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -96,6 +98,7 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
         let config = &passage.outline().config;
         eprintln!("guest {} leaves QEMU {}", config.name, guest.version());
         let (name, uuid) = (config.name.clone(), config.uuid.clone());
+        let copy = leftover::Copy::of(&command, &name);
         let (monitor, pid) = (guest.monitor().to_owned(), guest.pid());
         entry.note(Step::Leave { guest: name, uuid, to: command.clone(), monitor, pid })?;
         let receiver = Receiver::start(&command)?;
@@ -107,12 +110,18 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
         shown.clear();
         let report = match account.of(travelled) {
             Ok(report) => report,
-            Err(error) => return Err(back(departure, &mut entry, error).await),
+            Err(error) => {
+                let begun = matches!(entry.last(), Some(Step::Sending { .. }));
+                let error = back(departure, &mut entry, error).await;
+                return Err(if begun { copy.end_if_left(error).await } else { error });
+            }
         };
         // From here on the guest may be the receiver's: no signal comes between.
         let _deaf = tokio::spawn(deaf());
-        let sent = departure.commit(&mut entry, arguments.keep).await?;
-        Ok((sent, report, shown))
+        match departure.commit(&mut entry, arguments.keep).await {
+            Ok(sent) => Ok((sent, report, shown)),
+            Err(error) => Err(copy.end_if_left(error.into()).await),
+        }
     })?;
     shown.done();
     account.tell(&report)?;

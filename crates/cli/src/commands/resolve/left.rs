@@ -7,7 +7,10 @@ use hyperferry_relay::journal::{Account, Step};
 use serde_json::json;
 
 use super::{connect, heading};
-use crate::exit::Result;
+use crate::{
+    commands::send::leftover::{self, before_xl},
+    exit::Result,
+};
 
 /// The run state of a QEMU whose migration is completed.
 const STOPPED: &str = "postmigrate";
@@ -109,25 +112,18 @@ fn verdict(account: &Account, state: Option<&str>) -> String {
 /// How to look at the destination.
 fn there(to: &[String], guest: &str) -> String {
     match before_xl(to) {
-        Some(reach) => format!("look there: {reach} xl list {guest}"),
+        Some(reach) => format!("look there: {} xl list {guest}", reach.join(" ")),
         None => "look at the destination".to_owned(),
     }
 }
 
-/// What an `xl` leaves that was killed: it renames a guest before it lets it run.
+/// What an `xl` may leave.
 fn half(to: &[String], guest: &str) -> String {
     let line = |reach| {
-        format!(
-            "\n  a copy named {guest}--incoming there, if any, has never run: {reach} xl destroy {guest}--incoming"
-        )
+        let copy = leftover::name_of(guest);
+        format!("\n  a copy named {copy} there, if any, has never run: {reach} xl destroy {copy}")
     };
-    before_xl(to).map(line).unwrap_or_default()
-}
-
-/// The part of a command that reaches the host on which xl is.
-fn before_xl(to: &[String]) -> Option<String> {
-    let at = to.iter().position(|word| word == "xl")?;
-    Some(to.get(..at)?.join(" "))
+    before_xl(to).map(|words| line(words.join(" "))).unwrap_or_default()
 }
 
 #[cfg(test)]
