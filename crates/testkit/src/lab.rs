@@ -1,5 +1,6 @@
 //! The hosts of the lab, as tests reach them once `cargo xtask lab up` has booted them.
 
+pub mod clock;
 pub mod console;
 pub mod live;
 pub mod send;

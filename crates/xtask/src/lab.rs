@@ -13,10 +13,7 @@ pub(crate) use host::describe;
 use crate::sh::step;
 use anyhow::Result;
 use clap::Subcommand;
-use hyperferry_testkit::{
-    cut::{Kill, Phase},
-    lab::{Host, live::Guest},
-};
+use hyperferry_testkit::lab::Host;
 use std::fs;
 
 /// What can be done with the lab.
@@ -32,6 +29,9 @@ pub(crate) enum Action {
     Up {
         /// Which hosts; xen and kvm when none is named.
         hosts: Vec<Host>,
+        /// A feature that their processors are to lack, by QEMU's name.
+        #[arg(long)]
+        without: Vec<String>,
     },
     /// Tell which hosts run and how to reach them.
     Status,
@@ -48,22 +48,7 @@ pub(crate) enum Action {
     },
     /// Move a guest live from the Xen host to the KVM host, again and again, booting them where needed. One line a move;
     /// fails if one went wrong.
-    Move {
-        /// What moves: witness (bare metal, 2 vCPUs) or linux (256 MB); both in turn when none is named.
-        guest: Option<Guest>,
-        /// How many moves.
-        #[arg(long, default_value_t = 2)]
-        count: usize,
-        /// What is killed: gateway, qemu, transport, network or host. Without --at, in each phase.
-        #[arg(long)]
-        kill: Option<Kill>,
-        /// When: banner, configuration, pages, state, ready, go or report.
-        #[arg(long, requires = "kill")]
-        at: Option<Phase>,
-        /// Show what `xl migrate` and the receiver said, of good moves too.
-        #[arg(long)]
-        verbose: bool,
-    },
+    Move(live::Moves),
     /// Move a guest live from QEMU on the KVM host to the Xen host by `hyperferry send`, booting them where needed. One line a
     /// move; fails if one went wrong.
     Send(send::Options),
@@ -84,7 +69,7 @@ pub(crate) enum Action {
 pub(crate) fn act(action: Action) -> Result<()> {
     match action {
         Action::Build { hosts } => named(hosts, &Host::PAIR).into_iter().try_for_each(build::provide),
-        Action::Up { hosts } => up(&named(hosts, &Host::PAIR)),
+        Action::Up { hosts, without } => up_without(&named(hosts, &Host::PAIR), &without),
         Action::Status => {
             for host in Host::EVERY {
                 step(host::status(host));
@@ -93,7 +78,7 @@ pub(crate) fn act(action: Action) -> Result<()> {
         }
         Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(host::down),
         Action::Test { arguments } => crate::ci::lab_test(&arguments),
-        Action::Move { guest, count, kill, at, verbose } => live::run(guest, count, kill, at, verbose),
+        Action::Move(moves) => live::run(&moves),
         Action::Send(options) => send::run(&options),
         Action::Measure(options) => measure::run(&options),
         Action::Ssh { host, command } => {
@@ -105,10 +90,14 @@ pub(crate) fn act(action: Action) -> Result<()> {
 
 /// Boots `hosts` side by side; those that run already are left alone.
 pub(crate) fn up(hosts: &[Host]) -> Result<()> {
+    up_without(hosts, &[])
+}
+
+fn up_without(hosts: &[Host], features: &[String]) -> Result<()> {
     let mut booted = Vec::new();
     for host in hosts {
         build::provide(*host)?;
-        if host::start(*host)? {
+        if host::start(*host, features)? {
             booted.push(*host);
         }
     }

@@ -15,8 +15,11 @@ use super::{Phase, Then};
 
 /// How long a QEMU may take to appear.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the network is away: longer than any ssh that watches its connection waits.
-const NETWORK_AWAY: Duration = Duration::from_secs(90);
+/// How long the network is away: longer than an ssh waits that asks every five seconds, three times.
+const NETWORK_AWAY: Duration = Duration::from_secs(45);
+/// Takes the network away and brings it back; the kernel forgets routes over a device that is down.
+const TAKE_NETWORK: &str = "route=$(ip route show default); ip link set eth0 down; sleep $0
+    ip link set eth0 up; ip route add $route";
 
 /// What is struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,11 @@ impl Kill {
     /// All of them.
     pub const ALL: [Self; 7] =
         [Self::Gateway, Self::Qemu, Self::Transport, Self::Network, Self::Host, Self::Sender, Self::Receiver];
+
+    /// Whether it is there in that phase of a move from Xen.
+    pub fn is_there(self, phase: Phase) -> bool {
+        !matches!((self, phase), (Self::Qemu, Phase::Banner) | (Self::Sender | Self::Receiver, _))
+    }
 }
 
 /// One strike: what, when, and at which `hyperferry receive`.
@@ -103,10 +111,11 @@ impl Strike {
                 Then::Sever
             }
             Kill::Network => {
-                let away = NETWORK_AWAY.as_secs();
-                let script = format!("ip link set eth0 down; sleep {away}; ip link set eth0 up");
-                let shell = Command::new("setsid").args(["sh", "-c", &script]).stdin(Stdio::null()).spawn();
-                drop(shell);
+                let mut shell = Command::new("setsid");
+                shell.args(["sh", "-c", TAKE_NETWORK, &NETWORK_AWAY.as_secs().to_string()]);
+                // It outlives us, and a pipe that it held would be one that does not end.
+                shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                drop(shell.spawn());
                 thread::sleep(Duration::from_secs(1));
                 Then::Pass
             }

@@ -13,6 +13,7 @@ mod stop;
 
 use std::{
     fmt, fs,
+    ops::Range,
     path::Path,
     process::Stdio,
     str::FromStr,
@@ -24,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use self::stop::Running;
 use super::{
     Host,
-    console::Judged,
+    console::{Judged, now},
     live::{self, Guest, OUTSIDE, boot_again, counted, lost_in_emulation, ssh_to},
 };
 use crate::cut::Phase;
@@ -192,7 +193,7 @@ pub struct Moved {
 }
 
 /// Heads the lines of [`Moved`].
-pub const HEADING: &str = "guest   qemu to  killed                     s  silence  usual rounds       MB beats   bad  lost behind  guest is";
+pub const HEADING: &str = "guest   qemu to  killed                     s  silence  usual rounds       MB beats   bad  lost  stood  guest is";
 
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,12 +201,12 @@ impl fmt::Display for Moved {
             (Host::Xen, Some((struck, phase))) => format!("{struck} at {phase}"),
             _ => String::new(),
         };
-        let Judged { beats, bad, lost, silence, usual, behind } = self.judged;
+        let Judged { beats, bad, lost, silence, usual, clock } = self.judged;
         write!(f, "{:7} {:4} {:3} {killed:24}", self.plan.guest, self.plan.qemu, self.to.to_string())?;
         write!(f, "{:6.1} {silence:8.2} {usual:6.2} {:6}", self.took.as_secs_f64(), self.rounds)?;
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let megabytes = self.bytes as f64 / 1e6;
-        write!(f, " {megabytes:8.1} {beats:5} {bad:5} {lost:5} {behind:6.2}  {}", self.place)?;
+        write!(f, " {megabytes:8.1} {beats:5} {bad:5} {lost:5} {:6.2}  {}", clock.stood, self.place)?;
         for fault in &self.faults {
             write!(f, "\n    WRONG: {fault}")?;
         }
@@ -308,9 +309,9 @@ impl Sends {
             there.serial(),
             plan.options,
         );
-        let began = Instant::now();
+        let began = (Instant::now(), now());
         let output = Host::Kvm.ssh(&line).stdin(Stdio::null()).output()?;
-        let took = began.elapsed();
+        let migration = Migration { took: began.0.elapsed(), between: began.1..now() };
         let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
         match plan.kill {
             Some((Struck::Network, _)) => Host::Xen.wait(PATIENCE)?,
@@ -322,7 +323,7 @@ impl Sends {
         }
         let mut faults = Vec::new();
         let place = settle::sent(plan, guest, there, &mut said, &mut faults)?;
-        Ok(judge(plan, guest, Host::Xen, took, place, faults, said))
+        Ok(judge(plan, guest, Host::Xen, migration, place, faults, said))
     }
 }
 
@@ -374,27 +375,33 @@ fn receive(plan: &Plan, guest: &mut Running) -> Result<Moved> {
         guest.name(),
         ssh_to(Host::Kvm)
     );
-    let began = Instant::now();
+    let began = (Instant::now(), now());
     let output = Host::Xen.ssh(&line).stdin(Stdio::null()).output()?;
-    let took = began.elapsed();
+    let migration = Migration { took: began.0.elapsed(), between: began.1..now() };
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut faults = Vec::new();
     let place = settle::received(guest, there, &mut said, &mut faults)?;
-    Ok(judge(plan, guest, Host::Kvm, took, place, faults, said))
+    Ok(judge(plan, guest, Host::Kvm, migration, place, faults, said))
+}
+
+/// When the command ran.
+struct Migration {
+    took: Duration,
+    between: Range<f64>,
 }
 
 fn judge(
     plan: &Plan,
     guest: &Running,
     to: Host,
-    took: Duration,
+    Migration { took, between }: Migration,
     place: &'static str,
     mut faults: Vec<String>,
     said: String,
 ) -> Moved {
+    let judged = Judged::once_settled(|| Judged::of(&guest.seen(), guest.pause(&between)));
     let seen = guest.seen();
-    let judged = Judged::of(&seen);
-    faults.extend(judged.faults(&seen, plan.guest == Guest::Linux));
+    faults.extend(judged.faults(&seen));
     let (rounds, bytes) = (counted(&said, "rounds"), counted(&said, "bytes"));
     let last = seen.lines.last().map(|(_, line)| line.clone()).unwrap_or_default();
     Moved { plan: plan.clone(), to, judged, took, rounds, bytes, place, faults, said, last }

@@ -18,8 +18,11 @@ const CPU: &str = "EPYC,+svm,+npt,-monitor,-smap,-rdtscp,-cx16";
 /// A boot takes half a minute on an idle machine; this is for a busy one.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 
-/// Boots it in the background; tells whether it was down until now.
-pub(super) fn start(host: Host) -> Result<bool> {
+/// Bytes of the KVM host's second disk, which keeps what is written to it: what survives a loss of power.
+const KEPT: u64 = 64 << 20;
+
+/// Boots it in the background, without these features of its processor; tells whether it was down until now.
+pub(super) fn start(host: Host, without: &[String]) -> Result<bool> {
     if pid(host).is_some() {
         return Ok(false);
     }
@@ -33,7 +36,9 @@ pub(super) fn start(host: Host) -> Result<bool> {
         Host::Kvm => "tcg,thread=single",
         Host::Xen | Host::Xen414 | Host::Xen420 => "tcg,thread=multi",
     };
-    let mut qemu = command(program, ["-accel", accelerator, "-cpu", CPU, "-machine", "q35"]);
+    let cpu: String =
+        std::iter::once(CPU.to_owned()).chain(without.iter().map(|name| format!(",-{name}"))).collect();
+    let mut qemu = command(program, ["-accel", accelerator, "-cpu", &cpu, "-machine", "q35"]);
     qemu.args(["-smp", "2", "-no-reboot", "-daemonize"]);
     qemu.args(["-display", "none", "-pidfile", "pid", "-monitor", "unix:monitor,server,nowait"]);
     qemu.args(["-serial", "file:serial.log"]);
@@ -49,6 +54,12 @@ pub(super) fn start(host: Host) -> Result<bool> {
         Host::Kvm => {
             let linux = "console=ttyS0 root=/dev/vda rw init=/lab-init net.ifnames=0 quiet nokaslr";
             qemu.args(["-m", "3072", "-kernel", "kernel", "-append", linux, "-initrd", "initrd"]);
+            fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(host.dir().join("kept.img"))?
+                .set_len(KEPT)?;
+            qemu.args(["-drive", "file=kept.img,if=virtio,format=raw"]);
         }
     }
     let dir = host.dir();

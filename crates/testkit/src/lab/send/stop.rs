@@ -1,6 +1,6 @@
 //! A guest and its stops: where it is born, where it is, and what it says there.
 
-use std::process::Stdio;
+use std::{ops::Range, process::Stdio};
 
 use anyhow::{Result, bail};
 
@@ -80,6 +80,13 @@ impl Running {
         self.left.as_ref().map_or_else(|| here.clone(), |left| left.console.seen().then(here.clone()))
     }
 
+    /// When nobody can tell its clock: between the two stops if it has moved, else while the command ran.
+    pub(super) fn pause(&self, migration: &Range<f64>) -> Range<f64> {
+        let left = self.left.as_ref().and_then(|left| Some(left.console.seen().beats().last()?.0));
+        let here = self.here.console.seen().beats().first().map(|beat| beat.0);
+        left.zip(here).map_or_else(|| migration.clone(), |(left, here)| left..here)
+    }
+
     /// A place for it on another host.
     pub(super) fn next_stop(&mut self, host: Host) -> Result<Stop> {
         self.left = None;
@@ -97,7 +104,7 @@ impl Running {
     pub(super) fn waits_again(&self) -> bool {
         self.here.console.forget();
         self.here.console.waits_for_beats(BEATS, PATIENCE)
-            && Host::Kvm.run("rm -rf /root/live/journal; mkdir /root/live/journal").is_ok()
+            && Host::Kvm.run("rm -rf /root/live/journal/*").is_ok()
     }
 }
 
