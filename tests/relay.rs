@@ -142,12 +142,9 @@ fn relay(folder: &Path, to: &str, more: &[&str]) -> Sender {
 fn relay_by_ssh(gateway: &Path, host: &Host, more: &[&str]) -> Sender {
     let ssh = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/common/ssh");
     symlink(ssh, gateway.join("ssh")).unwrap();
-    let receiver = [
-        &[env!("CARGO_BIN_EXE_hyperferry").to_owned()],
-        &host.receive()[..],
-        &["--sender={sender}".to_owned()],
-    ]
-    .concat();
+    let receiver =
+        [&[env!("CARGO_BIN_EXE_hyperferry").to_owned()], &host.receive()[..], &["{options}".to_owned()]]
+            .concat();
     let mut command =
         command(&[&["relay", "--to", "ssh:root@kvm", "--receiver", &receiver.join(" ")], more].concat());
     let path = format!("{}:{}", text(gateway), std::env::var("PATH").unwrap());
@@ -279,6 +276,31 @@ fn a_running_guest_passes_over_tls_and_over_a_unix_socket() {
         sender.ends(0);
         host.has_the_witness();
     }
+}
+
+/// `xl migrate -p` asks for a guest that does not run on by itself; a gateway passes that on whatever the way is.
+#[test]
+fn a_guest_that_is_to_stay_paused_is_left_paused() {
+    for qemu in qemus().iter().take(1) {
+        let gateway = tempfile::tempdir().unwrap();
+        let run = |host: &Host, mut sender: Sender| {
+            sender.sends(&fixture("xen/witness-live"));
+            sender.gives_away();
+            let said = sender.ends(0);
+            assert!(said.contains("the guest is here, paused: QEMU process"), "{said}");
+            assert!(host.steps().contains(r#""from":"192.0.2.1""#), "{}", host.steps());
+            assert_eq!(fs::read_to_string(host.path("serial")).unwrap(), "", "it has not run");
+        };
+        let (host, address, options, _) = tls_host(qemu);
+        run(
+            &host,
+            relay(gateway.path(), &address, &strs(&[&options[..], &["--paused".to_owned()]].concat())),
+        );
+        let host = Host::new(qemu);
+        run(&host, relay_by_ssh(gateway.path(), &host, &["--paused"]));
+    }
+    let words = ["relay", "--to", "ssh:kvm", "--paused", "--receiver", "hyperferry receive"];
+    run(&words).expect(2).says("{options}");
 }
 
 #[test]

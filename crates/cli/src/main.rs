@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = match commands::receive::as_xl(std::env::args_os()) {
+    let cli = match commands::xl::as_xl(std::env::args_os()) {
         None => args::Cli::parse(),
         Some(Ok(cli)) => cli,
         Some(Err(error)) => return exit::code_of(Err(error)),

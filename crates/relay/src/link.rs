@@ -3,7 +3,7 @@
 //! ```text
 //! dialler                                                          listener
 //! connect, authenticate ------------------------------------------>  starts a command
-//! HELLO  {"hyperferry-link":1,"sender":"192.0.2.7"} LF ----------->
+//! HELLO  {"hyperferry-link":2,"sender":"192.0.2.7","paused":false} LF ->
 //! bytes, as they are, to the end ---------------------------------->  its standard input
 //!         <---------- frame 1: bytes -------------------------------  its standard output
 //!         <---------- frame 2: bytes -------------------------------  its standard error
@@ -29,7 +29,7 @@ pub use self::{
 };
 
 /// The protocol's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The longest HELLO that is read.
 const HELLO_MAX: usize = 512;
@@ -37,26 +37,36 @@ const HELLO_MAX: usize = 512;
 /// The longest name of a sender.
 const SENDER_MAX: usize = 128;
 
+/// What a dialler wants of the receiver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Who sends the guest, as far as the dialler knows.
+    pub sender: Option<String>,
+    /// The guest is to be left paused.
+    pub paused: bool,
+}
+
 /// What a dialler says first.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Hello {
     /// The protocol's version.
     #[serde(rename = "hyperferry-link")]
     version: u32,
-    /// Who sends the guest, as far as the dialler knows.
-    sender: Option<String>,
+    /// What it wants. A later version may want more.
+    #[serde(flatten)]
+    request: Request,
 }
 
 impl Hello {
-    fn encode(sender: Option<&str>) -> io::Result<Vec<u8>> {
-        let hello = Self { version: VERSION, sender: sender.map(str::to_owned) };
+    fn encode(request: &Request) -> io::Result<Vec<u8>> {
+        let hello = Self { version: VERSION, request: request.clone() };
         let mut line = serde_json::to_vec(&hello)?;
         line.push(b'\n');
         Ok(line)
     }
 
     /// Reads one, and not a byte behind it.
-    async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+    async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Request> {
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let mut line = Vec::new();
         loop {
@@ -68,17 +78,22 @@ impl Hello {
                 return Err(invalid("no HELLO: the first line has no end"));
             }
         }
-        let hello: Self =
+        // The version first: another one may have other fields.
+        let hello: serde_json::Value =
             serde_json::from_slice(&line).map_err(|error| invalid(&format!("no HELLO: {error}")))?;
-        if hello.version != VERSION {
-            let (found, wanted) = (hello.version, VERSION);
+        let version = hello.get("hyperferry-link").and_then(serde_json::Value::as_u64);
+        let Some(found) = version else { return Err(invalid("no HELLO: it has no version")) };
+        if found != u64::from(VERSION) {
+            let wanted = VERSION;
             return Err(invalid(&format!(
                 "HELLO: version {found}, wanted {wanted}: use the same hyperferry on both hosts"
             )));
         }
-        match hello.sender {
-            Some(sender) if !is_sender(&sender) => Err(invalid("HELLO: the sender's name is none")),
-            sender => Ok(Self { sender, ..hello }),
+        let Self { request, .. } =
+            serde_json::from_value(hello).map_err(|error| invalid(&format!("HELLO: {error}")))?;
+        match &request.sender {
+            Some(sender) if !is_sender(sender) => Err(invalid("HELLO: the sender's name is none")),
+            _ => Ok(request),
         }
     }
 }
@@ -165,15 +180,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_hello_is_one_line_and_no_byte_more() {
-        let mut line = Hello::encode(Some("192.0.2.7")).unwrap();
+        let request = Request { sender: Some("192.0.2.7".to_owned()), paused: true };
+        let mut line = Hello::encode(&request).unwrap();
         line.extend(b"rest");
         let mut from = line.as_slice();
-        let hello = Hello::read(&mut from).await.unwrap();
-        assert_eq!((hello.sender.as_deref(), from), (Some("192.0.2.7"), &b"rest"[..]));
+        assert_eq!((Hello::read(&mut from).await.unwrap(), from), (request, &b"rest"[..]));
         for (line, why) in [
             (&b"SSH-2.0-OpenSSH\n"[..], "no HELLO"),
-            (b"{\"hyperferry-link\":2,\"sender\":null}\n", "version 2, wanted 1"),
-            (b"{\"hyperferry-link\":1,\"sender\":\"-oProxyCommand=x\"}\n", "the sender's name"),
+            (b"{\"hyperferry-link\":1,\"sender\":null}\n", "version 1, wanted 2"),
+            (b"{\"sender\":null}\n", "no version"),
+            (
+                b"{\"hyperferry-link\":2,\"sender\":\"-oProxyCommand=x\",\"paused\":false}\n",
+                "the sender's name",
+            ),
             (&[b'x'; 1000], "has no end"),
         ] {
             let error = Hello::read(&mut &*line).await.unwrap_err();

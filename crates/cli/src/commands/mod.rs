@@ -15,6 +15,7 @@ pub(crate) mod relay;
 pub(crate) mod resolve;
 pub(crate) mod send;
 mod verify;
+pub(crate) mod xl;
 
 use std::path::Path;
 

@@ -2,11 +2,11 @@
 //!
 //! Standard input and output belong to the sender. All words go to standard error, which ssh brings to its terminal.
 //!
-//! Under the name `xl` this program is what `xl migrate GUEST HOST` calls on the destination (`docs/live-move.md`).
+//! Under the name `xl` it is what `xl migrate GUEST HOST` calls on the destination ([`super::xl`]).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::Args;
 use hyperferry_relay::{
     journal::{Entry, Journal, Step},
     link::Address,
@@ -24,7 +24,7 @@ use super::{
     resolve,
 };
 use crate::{
-    args::{Accel, Cli, Destination, Loss, Tls, Words},
+    args::{Accel, Destination, Loss, Tls, Words},
     destination::{require_disks, say_what_to_map},
     exit::{self, Error, Result},
     progress,
@@ -32,9 +32,6 @@ use crate::{
     runtime,
     stay::{Papers, Stay, named},
 };
-
-/// Where `xl` finds the options that its caller cannot give.
-const CONFIG: &str = "/etc/hyperferry/receive.toml";
 
 /// Arguments of `receive`.
 #[derive(Args, Debug)]
@@ -61,10 +58,10 @@ pub(crate) struct Receive {
     #[command(flatten)]
     pub(crate) tls: Tls,
     /// Who sends the guest, for the journal [default: whom ssh knows]
-    #[arg(long, value_name = "NAME", value_parser = sender_name)]
+    #[arg(long, value_name = "NAME", value_parser = sender_name, overrides_with = "sender")]
     pub(crate) sender: Option<String>,
     /// Leave the guest paused, as `xl migrate -p` asks
-    #[arg(long)]
+    #[arg(long, overrides_with = "paused")]
     pub(crate) paused: bool,
     /// More arguments for QEMU, after ours
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
@@ -183,154 +180,4 @@ fn reported(received: &Received, entry: &Entry) -> Result<u8> {
     eprintln!("warning: the sender was not told, and keeps its own copy stopped: {error}");
     eprintln!("destroy that one; `hyperferry resolve` says how ({})", entry.path().display());
     Ok(exit::UNKNOWN)
-}
-
-/// `xl [-v…] [-t] [-T] migrate-receive [-e] [-d] [-p]`, as the sender of an `xl migrate` calls it.
-#[derive(Debug, PartialEq, Eq)]
-struct Xl {
-    verbose: usize,
-    paused: bool,
-}
-
-impl Xl {
-    fn parse(words: &[String]) -> std::result::Result<Self, String> {
-        let mut xl = Self { verbose: 0, paused: false };
-        let mut words = words.iter();
-        let command = loop {
-            match words.next().map(String::as_str) {
-                // Progress for a terminal and times in front of messages: xl's own words have them, ours do not.
-                Some("-t" | "-T" | "-tT" | "-Tt") => {}
-                Some(word) if word.strip_prefix('-').is_some_and(|rest| only(rest, 'v')) => {
-                    xl.verbose += word.len() - 1;
-                }
-                other => break other,
-            }
-        };
-        if command != Some("migrate-receive") {
-            let found = command.unwrap_or("nothing");
-            return Err(format!(
-                "this xl belongs to hyperferry and knows only `migrate-receive`, not `{found}`; there is no Xen here"
-            ));
-        }
-        for word in words {
-            match word.as_str() {
-                // -e: do not wait for the domain's end; we never do.
-                "-e" => {}
-                "-d" => xl.verbose += 1,
-                "-p" => xl.paused = true,
-                "-r" | "--colo" | "--userspace-colo-proxy" => {
-                    return Err(format!("{word}: checkpointed streams (Remus, COLO) cannot move to QEMU"));
-                }
-                other => return Err(format!("xl migrate-receive: {other} is unknown here")),
-            }
-        }
-        Ok(xl)
-    }
-
-    /// The command line that this stands for, with the options of the configuration.
-    fn arguments(&self, config: &str) -> std::result::Result<Vec<String>, String> {
-        let mut arguments = vec!["hyperferry".to_owned(), "receive".to_owned()];
-        arguments.extend(vec!["-v".to_owned(); self.verbose]);
-        if self.paused {
-            arguments.push("--paused".to_owned());
-        }
-        let mut last = Vec::new();
-        let table: toml::Table = config.parse().map_err(|error: toml::de::Error| error.to_string())?;
-        for (key, value) in table {
-            let mut option = |value: String| arguments.push(format!("--{key}={value}"));
-            match value {
-                toml::Value::Array(values) if key == "qemu-arguments" => {
-                    last.extend(values.iter().map(text).collect::<std::result::Result<Vec<_>, _>>()?);
-                }
-                toml::Value::Array(values) => {
-                    for value in &values {
-                        option(text(value)?);
-                    }
-                }
-                toml::Value::Table(pairs) => {
-                    for (from, to) in &pairs {
-                        option(format!("{from}={}", text(to)?));
-                    }
-                }
-                value => option(text(&value)?),
-            }
-        }
-        if !last.is_empty() {
-            arguments.push("--".to_owned());
-            arguments.extend(last);
-        }
-        Ok(arguments)
-    }
-}
-
-fn only(text: &str, letter: char) -> bool {
-    !text.is_empty() && text.chars().all(|c| c == letter)
-}
-
-fn text(value: &toml::Value) -> std::result::Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| format!("wanted a string, found {value}"))
-}
-
-/// What was asked for, if it was asked for under the name `xl`.
-pub(crate) fn as_xl(words: impl IntoIterator<Item = std::ffi::OsString>) -> Option<Result<Cli>> {
-    let mut words = words.into_iter();
-    let name = words.next()?;
-    if Path::new(&name).file_name() != Some("xl".as_ref()) {
-        return None;
-    }
-    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    Some(from_xl(&words))
-}
-
-fn from_xl(words: &[String]) -> Result<Cli> {
-    let xl = Xl::parse(words).map_err(Error::Usage)?;
-    let config = match std::fs::read_to_string(CONFIG) {
-        Ok(config) => config,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Error::Host(format!("{CONFIG}: {error}"))),
-    };
-    let arguments = xl.arguments(&config).map_err(|why| Error::Host(format!("{CONFIG}: {why}")))?;
-    Cli::try_parse_from(arguments).map_err(|error| Error::Host(format!("{CONFIG}: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args::Command;
-
-    fn words(line: &str) -> Vec<String> {
-        line.split(' ').map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn xl_is_answered_as_its_senders_call_it() {
-        let parse = |line: &str| Xl::parse(&words(line));
-        assert_eq!(parse("migrate-receive"), Ok(Xl { verbose: 0, paused: false }));
-        assert_eq!(parse("-t -T -vv migrate-receive -e -d -p"), Ok(Xl { verbose: 3, paused: true }));
-        assert!(parse("list").unwrap_err().contains("`list`"));
-        assert!(parse("migrate-receive -r").unwrap_err().contains("Remus"));
-        assert!(parse("migrate-receive --nonsense").unwrap_err().contains("--nonsense"));
-    }
-
-    #[test]
-    fn keys_of_the_configuration_are_options_of_receive() {
-        let config = r#"
-            qemu = "/opt/qemu"
-            serial = "/var/log/{name}.log"
-            allow = ["hpet", "intx"]
-            qemu-arguments = ["-monitor", "none"]
-            [map-disk]
-            hda = "/dev/vg/disk"
-        "#;
-        let cli = Cli::try_parse_from(Xl { verbose: 1, paused: true }.arguments(config).unwrap()).unwrap();
-        let Command::Receive(receive) = cli.command else { panic!("not receive") };
-        assert_eq!(receive.destination.qemu.as_deref(), Some(Path::new("/opt/qemu")));
-        assert_eq!(receive.destination.map_disk, [("hda".to_owned(), "/dev/vg/disk".to_owned())]);
-        assert_eq!(receive.loss.allow.allow, ["hpet", "intx"]);
-        assert_eq!(receive.extra, ["-monitor", "none"]);
-        assert!(receive.paused && cli.words.verbose == 1);
-        let unknown = Xl { verbose: 0, paused: false }.arguments("colour = \"red\"").unwrap();
-        assert!(Cli::try_parse_from(unknown).unwrap_err().to_string().contains("--colour"));
-        assert!(Xl { verbose: 0, paused: false }.arguments("qemu = 3").unwrap_err().contains("found 3"));
-    }
 }

@@ -13,7 +13,7 @@ use hyperferry_relay::{
     endpoint::open_input,
     gateway::{self, Brake, NearEnd, Passing, Played},
     interrupted,
-    link::{Address, dial},
+    link::{Address, Request, dial},
 };
 use tokio::time::timeout;
 
@@ -27,14 +27,17 @@ use crate::{
 /// How long a file's own fault may take to show.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Where in a receiver's command our options go.
+const OPTIONS: &str = "{options}";
+
 /// Arguments of `relay`.
 #[derive(Args, Debug)]
 pub(crate) struct Relay {
     /// Where the receiver is: `ssh:HOST`, `unix:PATH` or `tls:HOST:PORT`
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) to: Address,
-    /// What ssh starts there; `{sender}` in it is the name of the Xen host
-    #[arg(long, value_name = "COMMAND", default_value = "hyperferry receive --sender={sender}")]
+    /// What ssh starts there; `{options}` in it says who sends the guest, and whether it is to stay paused
+    #[arg(long, value_name = "COMMAND", default_value = "hyperferry receive {options}")]
     pub(crate) receiver: String,
     /// Send a save file or a recorded stream, instead of what comes on standard input
     #[arg(long, value_name = "FILE", conflicts_with = "listen")]
@@ -46,8 +49,11 @@ pub(crate) struct Relay {
     #[command(flatten)]
     pub(crate) tls: Tls,
     /// Who sends the guest, for the receiver's journal [default: whom ssh knows]
-    #[arg(long, value_name = "NAME", value_parser = sender_name)]
+    #[arg(long, value_name = "NAME", value_parser = sender_name, overrides_with = "sender")]
     pub(crate) sender: Option<String>,
+    /// Have the receiver leave the guest paused, as `xl migrate -p` asks
+    #[arg(long, overrides_with = "paused")]
+    pub(crate) paused: bool,
 }
 
 /// Passes one guest on, or those of all who connect.
@@ -56,11 +62,10 @@ pub(super) fn run(arguments: &Relay, words: &Words) -> Result<u8> {
         return listen::run(address, &arguments.tls);
     }
     let identity = arguments.tls.identity()?;
-    let sender = listen::sender(arguments.sender.as_deref());
-    let command = arguments.receiver.replace("{sender}", sender.as_deref().unwrap_or("unknown"));
+    let request = Request { sender: listen::sender(arguments.sender.as_deref()), paused: arguments.paused };
+    let command = receiver(arguments, &request)?;
     runtime::run(async {
-        let dialled =
-            async { Ok(dial(&arguments.to, identity.as_ref(), &command, sender.as_deref()).await?) };
+        let dialled = async { Ok(dial(&arguments.to, identity.as_ref(), &command, &request).await?) };
         let far = runtime::unless_interrupted(dialled).await?;
         let (near, mut played) = near(arguments.from.as_deref())?;
         let opened = runtime::unless_interrupted(async { Ok(Passing::open(near, far).await?) }).await;
@@ -76,6 +81,18 @@ pub(super) fn run(arguments: &Relay, words: &Words) -> Result<u8> {
         eprintln!("guest {guest} has passed");
         Ok(exit::OK)
     })
+}
+
+/// What ssh starts on the receiver's host. There it is the only way to be asked for anything.
+fn receiver(arguments: &Relay, request: &Request) -> Result<String> {
+    if request.paused && matches!(arguments.to, Address::Ssh(_)) && !arguments.receiver.contains(OPTIONS) {
+        let why = format!("--paused: the command of --receiver has no {OPTIONS} and would not hear of it");
+        return Err(Error::Usage(why));
+    }
+    let sender = request.sender.as_deref().unwrap_or("unknown");
+    let paused = if request.paused { " --paused" } else { "" };
+    let options = format!("--sender={sender}{paused}");
+    Ok(arguments.receiver.replace(OPTIONS, &options).replace("{sender}", sender))
 }
 
 /// The sender: a file, or whoever started us.

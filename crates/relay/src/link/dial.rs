@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Frame, Hello, Identity, tls};
+use super::{Frame, Hello, Identity, Request, tls};
 use crate::{Error, Result, lane};
 
 /// How long it may take to be connected and known to each other.
@@ -105,14 +105,14 @@ impl fmt::Debug for FarEnd {
     }
 }
 
-/// Connects to a receiver. `command` is what ssh starts; `sender` is told to those who listen.
+/// Connects to a receiver. `command` is what ssh starts; `request` is told to those who listen.
 pub async fn dial(
     address: &Address,
     identity: Option<&Identity>,
     command: &str,
-    sender: Option<&str>,
+    request: &Request,
 ) -> Result<FarEnd> {
-    let hello = Hello::encode(sender).map_err(Error::system("preparing the link"))?;
+    let hello = Hello::encode(request).map_err(Error::system("preparing the link"))?;
     match address {
         Address::Ssh(host) => ssh(address, host, command),
         Address::Unix(path) => {

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Address, Frame, Hello, Identity,
+    Address, Frame, Hello, Identity, Request,
     dial::{CONNECT_TIMEOUT, watch},
     tls,
 };
@@ -38,13 +38,29 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Bytes of a command's words in one frame.
 const WORDS: usize = 4096;
 
-/// What is started for each dialler. `--sender NAME` is added to its arguments.
+/// What is started for each dialler. What it asks for (`--sender NAME`, `--paused`) is added to its arguments, in front of
+/// those behind `--`.
 #[derive(Clone, Debug)]
 pub struct Command {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+}
+
+impl Command {
+    /// Its arguments for one dialler.
+    fn asked_for(&self, request: Request, peer: Option<String>) -> Vec<OsString> {
+        let ours = self.arguments.iter().position(|word| word == "--").unwrap_or(self.arguments.len());
+        let (ours, last) = self.arguments.split_at(ours);
+        let mut arguments = ours.to_vec();
+        if let Some(sender) = request.sender.or(peer).filter(|sender| super::is_sender(sender)) {
+            arguments.extend(["--sender".into(), sender.into()]);
+        }
+        arguments.extend(request.paused.then(|| "--paused".into()));
+        arguments.extend_from_slice(last);
+        arguments
+    }
 }
 
 /// Listens until a signal comes, then waits for the moves under way; a second signal leaves them alone.
@@ -167,13 +183,10 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut reading, writing) = split(stream);
-    let hello = timeout(CONNECT_TIMEOUT, Hello::read(&mut reading)).await;
-    let hello = hello.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let request = timeout(CONNECT_TIMEOUT, Hello::read(&mut reading)).await;
+    let request = request.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let mut process = process::Command::new(&command.program);
-    process.args(&command.arguments).env_remove("SSH_CONNECTION");
-    if let Some(sender) = hello.sender.or(peer).filter(|sender| super::is_sender(sender)) {
-        process.arg("--sender").arg(sender);
-    }
+    process.args(command.asked_for(request, peer)).env_remove("SSH_CONNECTION");
     // A terminal's Ctrl-C is for us; the command is to see the end of its input.
     process.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = process.spawn()?;
@@ -244,5 +257,22 @@ async fn frame(mut from: impl AsyncRead + Unpin, make: fn(&[u8]) -> Vec<u8>, to:
         if to.send(make(bytes)).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dialler_asks_for_is_not_taken_for_an_argument_of_qemu() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let command =
+            Command { program: "hyperferry".into(), arguments: words("receive --serial x -- -vnc :1") };
+        let request = Request { sender: Some("xen".to_owned()), paused: true };
+        let wanted = words("receive --serial x --sender xen --paused -- -vnc :1");
+        assert_eq!(command.asked_for(request, None), wanted);
+        let plain = words("receive --serial x --sender 192.0.2.7 -- -vnc :1");
+        assert_eq!(command.asked_for(Request::default(), Some("192.0.2.7".to_owned())), plain);
     }
 }
