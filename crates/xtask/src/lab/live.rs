@@ -51,7 +51,11 @@ impl Moves {
         }
         let phases = if self.at.is_empty() { &Phase::ALL[..] } else { &self.at };
         let all = self.kill.iter().flat_map(|kill| phases.iter().map(|phase| (*kill, *phase)));
-        all.filter(|(kill, phase)| kill.is_there(*phase)).map(Some).collect()
+        // In front of a gateway `cut` sees no QEMU, whose appearance is the moment to strike in that phase.
+        let in_reach = |kill, phase| {
+            self.relay.is_none() || (kill == Kill::Gateway && phase != Phase::Configuration)
+        };
+        all.filter(|(kill, phase)| kill.is_there(*phase) && in_reach(*kill, *phase)).map(Some).collect()
     }
 }
 
@@ -60,6 +64,7 @@ pub(crate) fn run(moves: &Moves) -> Result<()> {
     super::up(&Host::PAIR)?;
     let [hyperferry, cut] = portable_binaries()?;
     let mut live = Live::set_up(&hyperferry, &cut)?;
+    ensure!(!moves.kills().is_empty(), "nothing of that can be killed there");
     let guests = moves.guest.map_or_else(|| vec![Guest::Linux, Guest::Witness], |guest| vec![guest]);
     step(HEADING);
     let (mut failed, mut ends) = (0, BTreeMap::<_, BTreeMap<_, usize>>::new());
