@@ -52,9 +52,8 @@ impl Moves {
         let phases = if self.at.is_empty() { &Phase::ALL[..] } else { &self.at };
         let all = self.kill.iter().flat_map(|kill| phases.iter().map(|phase| (*kill, *phase)));
         // In front of a gateway `cut` sees no QEMU, whose appearance is the moment to strike in that phase.
-        let in_reach = |kill, phase| {
-            self.relay.is_none() || (kill == Kill::Gateway && phase != Phase::Configuration)
-        };
+        let in_reach =
+            |kill, phase| self.relay.is_none() || (kill == Kill::Gateway && phase != Phase::Configuration);
         all.filter(|(kill, phase)| kill.is_there(*phase) && in_reach(*kill, *phase)).map(Some).collect()
     }
 }
