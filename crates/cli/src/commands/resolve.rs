@@ -4,7 +4,7 @@
 
 mod left;
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{collections::VecDeque, path::PathBuf, time::SystemTime};
 
 use clap::Args;
 use hyperferry_relay::{
@@ -36,13 +36,19 @@ pub(super) fn run(arguments: &Resolve) -> Result<u8> {
     let text = runtime::run(async {
         end_leftovers(&journal).await?;
         let mut text = String::new();
-        for mut account in journal.accounts()? {
+        let mut accounts = VecDeque::from(journal.accounts()?);
+        while let Some(mut account) = accounts.pop_front() {
             if account.leaves() {
                 text.push_str(&left::resolve(&mut account).await?);
                 continue;
             }
             let state = ask(&account).await;
-            text.push_str(&format!("{}\n{}\n", heading(&account), verdict(&account, state.as_deref())));
+            let verdict = if state.as_deref() != Some("running") && left_since(&account, &accounts) {
+                "  it was here, and was sent on since then: see below".to_owned()
+            } else {
+                verdict(&account, state.as_deref())
+            };
+            text.push_str(&format!("{}\n{verdict}\n", heading(&account)));
         }
         Ok(text)
     })?;
@@ -84,6 +90,16 @@ async fn ask(account: &Account) -> Option<String> {
     let mut qemu = connect(&account.monitor()).await.ok()?;
     let status = qemu.execute("query-status", json!({})).await.ok()?;
     status.get("status").and_then(Value::as_str).map(str::to_owned)
+}
+
+/// Whether one of the later moves took a guest away again.
+fn left_since<'a>(account: &Account, later: impl IntoIterator<Item = &'a Account>) -> bool {
+    let guest = |account: &Account| match account.steps.first() {
+        Some((_, Step::Begin { uuid, .. } | Step::Leave { uuid, .. })) => uuid.clone(),
+        _ => None,
+    };
+    let uuid = guest(account);
+    uuid.is_some() && later.into_iter().any(|other| other.leaves() && guest(other) == uuid)
 }
 
 fn heading(account: &Account) -> String {
@@ -157,6 +173,25 @@ mod tests {
         let steps = std::iter::once(&begin).chain(steps);
         let steps = steps.map(|step| (UNIX_EPOCH, step.clone())).collect();
         verdict(&Account { path: "/j/1.journal".into(), steps, active }, state)
+    }
+
+    #[test]
+    fn a_guest_that_was_sent_on_is_not_called_lost() {
+        let uuid = |uuid: &str| Some(uuid.to_owned());
+        let begin = |uuid| Step::Begin { guest: "web".to_owned(), uuid, from: None };
+        let leave = |uuid| Step::Leave {
+            guest: "web".to_owned(),
+            uuid,
+            to: vec!["xl".to_owned()],
+            monitor: "/run/web.qmp".into(),
+            pid: None,
+        };
+        let account =
+            |step| Account { path: "/j/1.journal".into(), steps: vec![(UNIX_EPOCH, step)], active: false };
+        let came = account(begin(uuid("1")));
+        assert!(left_since(&came, &[account(begin(uuid("1"))), account(leave(uuid("1")))]));
+        assert!(!left_since(&came, &[account(begin(uuid("1"))), account(leave(uuid("2")))]));
+        assert!(!left_since(&account(begin(None)), &[account(leave(None))]));
     }
 
     #[test]

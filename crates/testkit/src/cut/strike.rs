@@ -70,7 +70,7 @@ impl Strike {
     /// Strikes if it is time.
     pub fn reached(&self, phase: Phase) -> Then {
         let gateway = self.gateway;
-        if phase == Phase::Pages || phase == Phase::State {
+        if self.kill == Kill::Qemu && (phase == Phase::Pages || phase == Phase::State) {
             // It outlives the gateway, and then nothing leads to it.
             if let Some(qemu) = qemu_of(gateway, "-incoming") {
                 self.qemu.get_or_init(|| qemu);

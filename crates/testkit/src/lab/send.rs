@@ -188,7 +188,7 @@ pub struct Moved {
     pub faults: Vec<String>,
     /// What the command said, and `hyperferry resolve` after it.
     pub said: String,
-    /// The guest's last line.
+    /// The guest's last beat.
     pub last: String,
 }
 
@@ -403,7 +403,8 @@ fn judge(
     let seen = guest.seen();
     faults.extend(judged.faults(&seen));
     let (rounds, bytes) = (counted(&said, "rounds"), counted(&said, "bytes"));
-    let last = seen.lines.last().map(|(_, line)| line.clone()).unwrap_or_default();
+    let beats = seen.lines.iter().rev().map(|(_, line)| line).find(|line| line.starts_with("WITNESS "));
+    let last = beats.cloned().unwrap_or_default();
     Moved { plan: plan.clone(), to, judged, took, rounds, bytes, place, faults, said, last }
 }
 

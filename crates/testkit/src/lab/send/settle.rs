@@ -73,7 +73,8 @@ pub(super) fn received(
     wants.want(!on_xen(guest.name())?, "the source's copy still has its name");
     let resolved = resolve()?;
     said.push_str(&resolved);
-    wants.want(resolved.contains("here: it runs"), format!("resolve says {resolved}"));
+    let runs_here = resolved.contains("  here: it runs") && !resolved.contains("  nowhere");
+    wants.want(runs_here, format!("resolve says {resolved}"));
     guest.arrived(there, Some(monitor));
     Ok("in KVM")
 }
