@@ -25,6 +25,7 @@ use std::{
 };
 
 use hyperferry_translate::{refusal::Policy, source::Source};
+use hyperferry_vm_model::Vm;
 use hyperferry_xen_stream::xl::PERMISSION_TO_GO;
 use tokio::time::{Instant, sleep};
 
@@ -109,10 +110,13 @@ impl Sender {
 
     /// Tells the sender that its guest is loaded, and lets it run once the sender has given it away.
     ///
+    /// The guest stands still meanwhile. What is kept of `vm` for its way home is written while the sender has the word.
+    ///
     /// Not to be dropped before it is done: what the sender knows by then cannot be taken back.
     pub async fn hand_over(
         mut self,
         mut loaded: Loaded,
+        vm: &Vm,
         entry: &mut Entry,
         paused: bool,
     ) -> Result<Received> {
@@ -121,6 +125,9 @@ impl Sender {
         let cleared = async {
             entry.note(Step::Ready { pid })?;
             self.say("telling the sender that its guest is loaded", READY)?;
+            if let Err(error) = entry.keep_home(vm) {
+                tracing::warn!(%error, "the guest will not go back to Xen as it came");
+            }
             self.permission().await
         };
         if let Err(error) = cleared.await {

@@ -99,16 +99,14 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
         shown.clear();
         let loaded = account.of(loaded);
         let (arrived, landing, papers) = loaded.inspect_err(|error| receive::failed(&mut entry, error))?;
-        if let Err(error) = entry.keep_home(&arrived.translated.vm) {
-            eprintln!("warning: the guest will not go back to Xen as it came: {error}");
-        }
         // From here on the sender may give its guest away at any time: no signal comes between.
         let _deaf = tokio::spawn(deaf());
-        let received = sender.hand_over(arrived.loaded, &mut entry, arguments.paused).await?;
+        let vm = &arrived.translated.vm;
+        let received = sender.hand_over(arrived.loaded, vm, &mut entry, arguments.paused).await?;
         if let Some(state) = arrived.shim.and_then(Shim::keep) {
             eprintln!("the platform shim keeps the guest's HPET in {}", state.display());
         }
-        papers.write(&arrived.translated.vm, &landing, &arrived.machine, received.pid());
+        papers.write(vm, &landing, &arrived.machine, received.pid());
         Ok((received, arrived.translated.report))
     })?;
     shown.done();
