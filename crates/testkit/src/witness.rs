@@ -34,8 +34,12 @@ fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 
 /// All beats in what a guest printed, in order. The last line counts once it is complete.
 pub fn beats(serial: &str) -> Vec<Beat> {
-    let complete = serial.rfind('\n').map_or("", |end| serial.get(..end).unwrap_or_default());
-    complete.lines().filter_map(Beat::read).collect()
+    complete(serial).lines().filter_map(Beat::read).collect()
+}
+
+/// What was printed up to the last end of a line.
+fn complete(serial: &str) -> &str {
+    serial.rfind('\n').map_or("", |end| serial.get(..end).unwrap_or_default())
 }
 
 /// The beat of one line, where it is one.
@@ -117,7 +121,7 @@ impl Known {
     pub fn judge(&self, before: &str, after: &str) -> Result<(), String> {
         let known = |line: &str| self.checks.iter().any(|name| line.contains(&format!(" what={name} ")));
         let mut impatient = false;
-        for line in after.lines().filter(|line| line.starts_with("BAD ") && !known(line)) {
+        for line in complete(after).lines().filter(|line| line.starts_with("BAD ") && !known(line)) {
             // The captured witnesses gave up on the RTC after a hundred tries, which on a fast machine end within the
             // 244 us that announce an update. A date that is wrong stays wrong.
             if !line.contains(" what=rtc_date ") || impatient {
@@ -152,6 +156,9 @@ mod tests {
         let after =
             format!("BAD cpu=0 what=lapic_initial found=0x1 wanted=0x2\n{}", lines(&[(6, 1), (7, 1)]));
         assert_eq!(known_after_a_move("xen/witness-lapic-periodic").judge(&before, &after), Ok(()));
+        // The last line may be under way, and its name cut short.
+        let more = format!("{after}BAD cpu=0 what=lapic_in");
+        assert_eq!(known_after_a_move("xen/witness-lapic-periodic").judge(&before, &more), Ok(()));
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &after).is_err());
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &lines(&[(1, 0), (2, 0)])).is_err());
         assert!(known_after_a_move("xen/witness-1vcpu").judge(&before, &lines(&[(6, 0), (8, 0)])).is_err());
