@@ -130,7 +130,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             // A fault of the emulation (tests/lab/README.md) may stay in a host as long as it runs.
             Err(error) => {
                 step(format!("round {repeat} ended early: {error:#}"));
-                lab = Lab::new(options, &binary, true)?;
+                if repeat < options.repeats {
+                    lab = Lab::new(options, &binary, true)?;
+                }
             }
         }
         lab.clean();
