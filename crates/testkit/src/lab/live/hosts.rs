@@ -19,8 +19,9 @@ pub(in crate::lab) const OURS: &str = "ours() {
 }
 ";
 
-/// The journal's file system outlives the host, which forgets everything else when it stops.
-const KEEP_JOURNAL: &str = "mkdir -p /root/live/journal
+/// The journal's file system outlives the host, which forgets everything else when it stops. One that was booted before it got
+/// that disk does without.
+const KEEP_JOURNAL: &str = "mkdir -p /root/live/journal; [ -b /dev/vdb ] || exit 0
     mountpoint -q /root/live/journal || mount /dev/vdb /root/live/journal 2>/dev/null ||
     { mkfs.ext4 -q /dev/vdb && mount /dev/vdb /root/live/journal; }";
 
