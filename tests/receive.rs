@@ -68,7 +68,9 @@ impl Move {
         let (from_cut, to_us) = pipe().unwrap();
         let to = self.to.replace(File::from(OwnedFd::from(to_cut))).unwrap();
         let from = std::mem::replace(&mut self.from, File::from(OwnedFd::from(from_cut)));
-        thread::spawn(move || cut::between((from_us, to_us), (from, to), |phase| strike.reached(phase)));
+        thread::spawn(move || {
+            cut::between((from_us, to_us), (from, to), |phase| strike.reached(phase), drop)
+        });
     }
 
     /// Sends a guest as `xl migrate` does.

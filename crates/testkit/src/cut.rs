@@ -21,7 +21,10 @@ use std::{
     fmt,
     io::{self, Read, Write},
     str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -111,11 +114,13 @@ pub struct Memory {
     pub bytes: u64,
 }
 
-/// Passes everything on between the two, and tells `reached` of each phase.
+/// Passes everything on between the two, and tells `reached` of each phase. `ended` is called once the receiver will say no
+/// more, when the sender may still wait for that.
 pub fn between(
     sender: (impl Read, impl Write + Send),
     receiver: (impl Read + Send, impl Write),
     reached: impl Fn(Phase) -> Then + Sync,
+    ended: impl FnOnce(Memory) + Send,
 ) -> Memory {
     let severed = AtomicBool::new(false);
     let reached = |phase| {
@@ -125,14 +130,18 @@ pub fn between(
     };
     let (from_sender, to_sender) = sender;
     let (from_receiver, to_receiver) = receiver;
+    let memory = Mutex::new(Memory::default());
+    let so_far = || *memory.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         // An error is the end of one of the two: what it means is for the other to find out.
-        let reached = &reached;
-        scope.spawn(move || drop(words(from_receiver, to_sender, reached)));
-        let mut memory = Memory::default();
-        drop(stream(from_sender, to_receiver, &mut memory, reached));
-        memory
-    })
+        let (reached, so_far) = (&reached, &so_far);
+        scope.spawn(move || {
+            drop(words(from_receiver, to_sender, reached));
+            ended(so_far());
+        });
+        drop(stream(from_sender, to_receiver, &memory, reached));
+    });
+    so_far()
 }
 
 /// What the receiver says.
@@ -157,11 +166,11 @@ fn words(
 fn stream(
     from: impl Read,
     to: impl Write,
-    memory: &mut Memory,
+    passed: &Mutex<Memory>,
     reached: impl Fn(Phase) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut reader = StreamReader::new(Tee { from, to });
-    let (mut steps, mut last_pfn) = (0, u64::MAX);
+    let (mut steps, mut last_pfn, mut memory) = (0, u64::MAX, Memory::default());
     while let Ok(Some(event)) = reader.next_event() {
         let ended = matches!(&event, Event::Libxl(record) if record.name() == "END");
         match &event {
@@ -183,6 +192,7 @@ fn stream(
             _ => {}
         }
         memory.bytes = reader.offset();
+        *passed.lock().unwrap_or_else(PoisonError::into_inner) = memory;
         if ended {
             break;
         }
@@ -227,10 +237,11 @@ mod tests {
     fn pass(then: impl Fn(Phase) -> Then + Sync) -> (Vec<u8>, Vec<u8>, Vec<Phase>, Memory) {
         let (seen, mut at_receiver, mut at_sender) = (Mutex::new(Vec::new()), Vec::new(), Vec::new());
         let (sent, said) = (sent(), said());
-        let memory = between((&*sent, &mut at_sender), (&*said, &mut at_receiver), |phase| {
+        let reached = |phase| {
             seen.lock().unwrap().push(phase);
             then(phase)
-        });
+        };
+        let memory = between((&*sent, &mut at_sender), (&*said, &mut at_receiver), reached, drop);
         let mut seen = seen.into_inner().unwrap();
         seen.sort();
         (at_receiver, at_sender, seen, memory)
@@ -252,6 +263,13 @@ mod tests {
         assert_eq!(seen, Phase::ALL);
         assert_eq!(memory.bytes, (sent().len() - GO.len()) as u64);
         assert!(memory.rounds > 1 && memory.pages > 4096, "{memory:?}");
+    }
+
+    #[test]
+    fn the_end_of_a_receiver_is_told_while_the_sender_waits() {
+        let (waiting, sender) = std::io::pipe().unwrap();
+        let ended = move |_| drop(sender);
+        between((waiting, &mut Vec::new()), (BANNER, &mut std::io::sink()), |_| Then::Pass, ended);
     }
 
     #[test]

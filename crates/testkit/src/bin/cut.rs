@@ -30,7 +30,7 @@ fn main() -> Result<ExitCode> {
     );
     let to = File::from(OwnedFd::from(child.stdin.take().context("no pipe")?));
     let from = File::from(OwnedFd::from(child.stdout.take().context("no pipe")?));
-    let memory = between(sender, (from, to), |phase| {
+    let reached = |phase| {
         eprintln!("cut: {phase}");
         let then = strike.as_ref().map_or(Then::Pass, |strike| strike.reached(phase));
         if then == Then::Sever {
@@ -38,8 +38,12 @@ fn main() -> Result<ExitCode> {
             exit(1);
         }
         then
+    };
+    between(sender, (from, to), reached, |memory| {
+        eprintln!("cut: rounds={} pages={} bytes={}", memory.rounds, memory.pages, memory.bytes);
+        let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
+        // The sender hears it by the end of our pipes, as it would without us.
+        exit(code);
     });
-    eprintln!("cut: rounds={} pages={} bytes={}", memory.rounds, memory.pages, memory.bytes);
-    let status = child.wait()?;
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    Ok(ExitCode::FAILURE)
 }
