@@ -34,6 +34,8 @@ const BEATS: usize = 10;
 const STARTS: u32 = 3;
 /// How long a guest may take to its beats; the hosts may be busy.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// The same for a guest that runs already. One that says nothing for so long has died of the emulation.
+const IMPATIENCE: Duration = Duration::from_secs(45);
 
 /// What the KVM host lacks for a guest, which has to stay where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,7 +257,8 @@ impl Running {
     fn waits_again(&self, plan: &Plan) -> bool {
         self.here.forget();
         self.elsewhere.forget();
-        (self.guest, self.devices) == (plan.guest, plan.devices) && self.here.waits_for_beats(BEATS, PATIENCE)
+        (self.guest, self.devices) == (plan.guest, plan.devices)
+            && self.here.waits_for_beats(BEATS, IMPATIENCE)
     }
 
     fn seen(&self) -> Seen {
