@@ -49,11 +49,11 @@ impl Clock {
         }
     }
 
-    /// What is wrong with it, for a guest that was silent for so long.
+    /// What is wrong with it, for a guest that was silent for so long, and whose clock may leap ahead by so much.
     #[must_use]
-    pub fn fault(&self, silence: f64) -> Option<String> {
+    pub fn fault(&self, silence: f64, leap: f64) -> Option<String> {
         let tolerance = CLOCK_TOLERANCE + DRIFT * self.watched;
-        if !(-tolerance..=silence + tolerance).contains(&self.stood) {
+        if !(-leap - tolerance..=silence + tolerance).contains(&self.stood) {
             return Some(format!(
                 "its clock stood still for {:.2} s and the guest for {silence:.2} s",
                 self.stood
@@ -100,29 +100,29 @@ mod tests {
         for (ahead, wrong) in [(100.0, false), (102.0, false), (102.8, true), (99.2, true)] {
             let clock = Clock::over(&before, &beats(21, ahead, busy));
             assert!((clock.stood - (ahead - 100.0)).abs() < 1e-6, "{clock:?}");
-            assert_eq!(clock.fault(2.0).is_some(), wrong, "{clock:?}");
+            assert_eq!(clock.fault(2.0, 0.0).is_some(), wrong, "{clock:?}");
         }
     }
 
     #[test]
     fn lines_that_come_late_say_nothing_about_the_clock() {
         let clock = Clock::over(&beats(0, 100.0, |_| 0.01), &beats(21, 101.0, busy));
-        assert_eq!(clock.fault(1.0), None);
+        assert_eq!(clock.fault(1.0, 0.0), None);
         let clock = Clock::over(&beats(0, 100.0, busy), &beats(21, 101.0, |_| 0.01));
-        assert_eq!(clock.fault(1.0), None);
+        assert_eq!(clock.fault(1.0, 0.0), None);
     }
 
     #[test]
     fn a_wall_clock_that_was_set_is_seen() {
         let mut after = beats(21, 101.0, busy);
-        assert_eq!(Clock::over(&beats(0, 100.0, busy), &after).fault(1.0), None);
+        assert_eq!(Clock::over(&beats(0, 100.0, busy), &after).fault(1.0, 0.0), None);
         let later = witness::beat("WITNESS beat=50 bad=0 mono=25.000 wall=1028").unwrap();
         after.push((126.5, later));
-        assert!(Clock::over(&beats(0, 100.0, busy), &after).fault(1.0).unwrap().contains("wall clock"));
+        assert!(Clock::over(&beats(0, 100.0, busy), &after).fault(1.0, 0.0).unwrap().contains("wall clock"));
     }
 
     #[test]
     fn a_guest_that_said_nothing_has_no_clock() {
-        assert!(Clock::over(&beats(0, 100.0, busy), &[]).fault(1.0).is_some());
+        assert!(Clock::over(&beats(0, 100.0, busy), &[]).fault(1.0, 0.0).is_some());
     }
 }

@@ -207,9 +207,9 @@ impl Judged {
         }
     }
 
-    /// What is wrong with it.
+    /// What is wrong with it; its clock may leap ahead by so much, if it is to be judged.
     #[must_use]
-    pub fn faults(&self, seen: &Seen) -> Vec<String> {
+    pub fn faults(&self, seen: &Seen, leap: Option<f64>) -> Vec<String> {
         let mut faults = Vec::new();
         if self.bad > 0 {
             let bad = seen.lines.iter().map(|(_, line)| line).filter(|line| line.starts_with("BAD "));
@@ -219,7 +219,7 @@ impl Judged {
         if self.lost > 0 {
             faults.push(format!("{} beats are lost or repeated", self.lost));
         }
-        faults.extend(self.clock.fault(self.silence));
+        faults.extend(leap.and_then(|leap| self.clock.fault(self.silence, leap)));
         faults
     }
 

@@ -212,12 +212,7 @@ impl Live {
         let place = Place::due(&plan);
         let mut faults = place.reached(&running, before)?;
         let judged = running.judged(&(began.1..ended));
-        let mut wrong = judged.faults(&running.seen());
-        if matches!(place, Place::Lost { .. }) {
-            // It has not run on for long enough to tell its clock.
-            wrong.retain(|fault| Some(fault) != judged.clock.fault(judged.silence).as_ref());
-        }
-        faults.extend(wrong);
+        faults.extend(judged.faults(&running.seen(), place.leap(&judged)));
         if let Some(hurdle) = plan.hurdle
             && !said.contains(&format!("refused [{}]", hurdle.refusal()))
         {

@@ -401,7 +401,7 @@ fn judge(
 ) -> Moved {
     let judged = Judged::once_settled(|| Judged::of(&guest.seen(), guest.pause(&between)));
     let seen = guest.seen();
-    faults.extend(judged.faults(&seen));
+    faults.extend(judged.faults(&seen, Some(0.0)));
     let (rounds, bytes) = (counted(&said, "rounds"), counted(&said, "bytes"));
     let beats = seen.lines.iter().rev().map(|(_, line)| line).find(|line| line.starts_with("WITNESS "));
     let last = beats.cloned().unwrap_or_default();

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::{BEATS, OURS, PATIENCE, Plan, Running};
 use crate::{
     cut::{Kill, Phase},
-    lab::Host,
+    lab::{Host, console::Judged},
 };
 
 /// How long a QEMU may outlive its gateway, which ends it by ending its stream.
@@ -63,6 +63,17 @@ impl Place {
             (Kill::Network, _) | (_, Phase::Report) if kill != Kill::Host => Self::Kvm { aside: true },
             (_, Phase::Report) => Self::Lost { aside: true },
             (_, Phase::Go) => Self::XenByHand,
+        }
+    }
+
+    /// By how much the guest's clock may leap ahead there.
+    pub(super) fn leap(self, judged: &Judged) -> Option<f64> {
+        match self {
+            Self::Kvm { .. } => Some(0.0),
+            // Xen's acpi_save counts the time since the guest last read its PM timer, and counts it again once it resumes.
+            Self::Xen | Self::XenByHand => Some(judged.usual),
+            // It has not run on for long enough to tell.
+            Self::Lost { .. } => None,
         }
     }
 

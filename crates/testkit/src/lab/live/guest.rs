@@ -13,12 +13,6 @@ pub(super) const DISKS: [&str; 2] = ["/root/live/fixture.disk", "/root/live/disk
 /// The guest's own address.
 const ADDRESS: &str = "10.77.0.2";
 const MAC: &str = "00:16:3e:00:4d:02";
-/// Shell: QEMU's own helper.
-const BRIDGE_HELPER: &str = r#"#!/bin/sh
-root=/opt/qemu/7.2/root
-export LD_LIBRARY_PATH=$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu
-exec $root/usr/lib/qemu/qemu-bridge-helper "$@"
-"#;
 
 /// A guest that prints beats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +83,12 @@ pub(super) fn provide_devices() -> Result<()> {
              {MAKE_DISK}"
         ))?;
     }
-    // QEMU looks for its helper where its package would have put it; the libraries are where the package was unpacked.
-    Host::Kvm.send(BRIDGE_HELPER.as_bytes(), "/root/live/bridge-helper")?;
+    // QEMU's own helper, which does not know where its libraries were unpacked.
     Host::Kvm
         .run(
-            "mkdir -p /usr/lib/qemu /etc/qemu; echo allow all >/etc/qemu/bridge.conf; chmod +x /root/live/bridge-helper
-             ln -sf /root/live/bridge-helper /usr/lib/qemu/qemu-bridge-helper",
+            "root=/opt/qemu/7.2/root; mkdir -p /etc/qemu; echo allow all >/etc/qemu/bridge.conf
+             printf '%s\\n' $root/usr/lib/x86_64-linux-gnu $root/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/qemu.conf
+             ldconfig",
         )
         .map(drop)
 }
