@@ -47,11 +47,19 @@ pub enum Hurdle {
 }
 
 impl Hurdle {
-    /// What the refusal is called.
-    fn refusal(self) -> &'static str {
+    /// What is missing.
+    fn name(self) -> &'static str {
         match self {
             Self::Disk => "disk",
-            Self::Feature => "cpu-features",
+            Self::Feature => "CPU feature",
+        }
+    }
+
+    /// How the receiver says so.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Disk => "error: disk hda: there is no ",
+            Self::Feature => "refused [cpu-features]",
         }
     }
 }
@@ -107,7 +115,7 @@ impl Plan {
     fn special(&self) -> String {
         let mut words = Vec::new();
         words.extend(self.kill.map(|(kill, phase)| format!("{kill} at {phase}")));
-        words.extend(self.hurdle.map(|hurdle| format!("no {}", hurdle.refusal())));
+        words.extend(self.hurdle.map(|hurdle| format!("no {}", hurdle.name())));
         words.extend((self.devices && self.hurdle.is_none()).then(|| "disk and card".to_owned()));
         words.extend((self.route != Route::Direct).then(|| format!("by {}", self.route)));
         words.join(", ")
@@ -214,9 +222,9 @@ impl Live {
         let judged = running.judged(&(began.1..ended));
         faults.extend(judged.faults(&running.seen(), place.leap(&judged)));
         if let Some(hurdle) = plan.hurdle
-            && !said.contains(&format!("refused [{}]", hurdle.refusal()))
+            && !said.contains(hurdle.words())
         {
-            faults.push(format!("it was not refused for [{}]", hurdle.refusal()));
+            faults.push(format!("nobody said \"{}\"", hurdle.words()));
         }
         if plan.devices && matches!(place, Place::Kvm { .. }) && !plan.guest.answers_pings(Host::Kvm) {
             faults.push("it does not answer pings".to_owned());
