@@ -106,6 +106,8 @@ struct Moved {
     sent: u64,
     /// Rounds of copying; 0 where nobody says.
     rounds: u64,
+    /// What hyperferry says of the time for which the guest stood still.
+    pause: Option<watch::Pause>,
     #[serde(flatten)]
     seen: Seen,
     /// What was said during it, each line with seconds since its start.
@@ -281,9 +283,14 @@ on_poweroff="preserve"
         if way == Way::XenToQemu {
             self.qemu = Some(named(&said).context("hyperferry does not say where the guest is")?);
         }
+        let mut pause = None;
         let rounds = match way {
             Way::XenToXen => 0,
-            Way::XenToQemu | Way::QemuToXen => watch::rounds(&Host::Kvm.run(&format!("cat {PROGRESS}"))?),
+            Way::XenToQemu | Way::QemuToXen => {
+                let progress = Host::Kvm.run(&format!("cat {PROGRESS}"))?;
+                pause = watch::pause(&progress);
+                watch::rounds(&progress)
+            }
             Way::QemuToQemu | Way::QemuToQemuSocket => {
                 let account = self.by_qemu(way)?;
                 total = account.get("seconds").and_then(Value::as_f64).context("no time")?;
@@ -307,6 +314,7 @@ on_poweroff="preserve"
             total,
             sent: if way == Way::QemuToQemuSocket { 0 } else { sent },
             rounds,
+            pause,
             seen,
             said,
         })
@@ -432,6 +440,17 @@ fn print(moves: &[Moved]) -> Result<()> {
             );
         }
     }
+    let (mut pauses, mut parts) = (0.0, [0.0; 4]);
+    for pause in moves.iter().filter(|moved| moved.way == Way::XenToQemu).filter_map(|moved| moved.pause) {
+        let ours = [pause.source, pause.load, pause.hand_over, pause.resume];
+        parts.iter_mut().zip(ours).for_each(|(sum, part)| *sum += part);
+        pauses += 1.0;
+    }
+    let [source, load, hand_over, resume] = parts.map(|sum| sum / pauses);
+    println!(
+        "Xen to QEMU, on an average: {source:.2} s the source's last pages and state, {load:.2} s QEMU loads, \
+         {hand_over:.2} s until \"go\" has come, {resume:.2} s until it runs"
+    );
     let rate = moves.iter().map(|moved| moved.seen.beats_per_second * 64.0).sum::<f64>() / moves.len() as f64;
     println!("the guest rewrote {rate:.0} pages a second");
     Ok(())

@@ -108,6 +108,32 @@ pub(super) fn rounds(progress: &str) -> u64 {
     progress.lines().filter_map(round).max().unwrap_or_default()
 }
 
+/// The time for which a guest stood still, seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Pause {
+    /// The source suspends it and sends the last pages and its state.
+    pub(super) source: f64,
+    /// The destination loads what has come.
+    pub(super) load: f64,
+    /// The source gives it away.
+    pub(super) hand_over: f64,
+    /// The destination lets it run.
+    pub(super) resume: f64,
+}
+
+/// What hyperferry's progress says of that in its last line; nothing if it does not know when the guest stopped.
+pub(super) fn pause(progress: &str) -> Option<Pause> {
+    let outcome: Value = serde_json::from_str(progress.lines().last()?).ok()?;
+    let seconds = |milliseconds: &Value| milliseconds.as_f64().map(|milliseconds| milliseconds / 1e3);
+    let of = |name: &str| {
+        let phase = outcome.get("phases")?.as_array()?.iter().find(|phase| phase["phase"] == name)?;
+        seconds(&phase["ms"])
+    };
+    let (load, hand_over, resume) = (of("load")?, of("hand-over")?, of("resume")?);
+    let source = seconds(outcome.get("pause_ms")?)? - load - hand_over - resume;
+    Some(Pause { source, load, hand_over, resume })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +167,16 @@ mod tests {
         let torn = log(100, 120) + &log(130, 150);
         assert_eq!(judge(parse(&torn, |time| time), 0.0..100.0).unwrap().lost, 1);
         assert!(judge(parse(&log(100, 105), |time| time), 0.0..100.0).is_err(), "too little to judge");
+    }
+
+    #[test]
+    fn a_pause_has_its_parts() {
+        let line = r#"{"outcome":"done","phases":[{"phase":"stream","ms":9000},{"phase":"load","ms":45},
+            {"phase":"hand-over","ms":95},{"phase":"resume","ms":24}],"pause_ms":664}"#;
+        let found = pause(&format!("{{}}\n{}", line.replace('\n', ""))).unwrap();
+        assert_eq!((found.load, found.hand_over, found.resume), (0.045, 0.095, 0.024));
+        assert!((found.source - 0.5).abs() < 1e-9);
+        assert_eq!(pause(&line.replace("664", "null").replace('\n', "")), None);
     }
 
     #[test]
