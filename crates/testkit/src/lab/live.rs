@@ -20,7 +20,10 @@ use anyhow::{Result, bail};
 pub use self::{due::Place, guest::Guest, route::Route};
 pub(super) use self::{
     guest::configuration,
-    hosts::{OURS, OUTSIDE, boot_again, clean_kvm, clean_xen, give_key, install, lost_in_emulation, ssh_to},
+    hosts::{
+        OUTSIDE, boot_again, clean_kvm, clean_xen, give_key, install, lost_in_emulation, no_qemu_left,
+        resolve, ssh_to, until,
+    },
 };
 use super::{
     Host,
@@ -148,17 +151,24 @@ pub const HEADING: &str = "guest   qemu special                    xl s  silence
 
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Judged { beats, bad, lost, silence, usual, clock } = self.judged;
         write!(f, "{:7} {:4} {:24}", self.plan.guest, self.plan.qemu, self.plan.special())?;
-        write!(f, "{:7.1} {silence:8.2} {usual:6.2} {:6}", self.took.as_secs_f64(), self.rounds)?;
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
-        let megabytes = self.bytes as f64 / 1e6;
-        write!(f, " {megabytes:8.1} {beats:5} {bad:5} {lost:5} {:6.2}  {}", clock.stood, self.place)?;
-        for fault in &self.faults {
-            write!(f, "\n    WRONG: {fault}")?;
-        }
-        Ok(())
+        write!(f, "{:7.1}", self.took.as_secs_f64())?;
+        figures(f, &self.judged, self.rounds, self.bytes)?;
+        write!(f, "  {}", self.place)?;
+        self.faults.iter().try_for_each(|fault| write!(f, "\n    WRONG: {fault}"))
     }
+}
+
+/// The columns from silence to the guest's clock, of moves both ways.
+pub(super) fn figures(f: &mut fmt::Formatter<'_>, judged: &Judged, rounds: u64, bytes: u64) -> fmt::Result {
+    let Judged { beats, bad, lost, silence, usual, clock } = judged;
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let megabytes = bytes as f64 / 1e6;
+    write!(
+        f,
+        " {silence:8.2} {usual:6.2} {rounds:6} {megabytes:8.1} {beats:5} {bad:5} {lost:5} {:6.2}",
+        clock.stood
+    )
 }
 
 /// The two hosts, with `hyperferry` and `cut` on both.

@@ -201,16 +201,11 @@ impl fmt::Display for Moved {
             (Host::Xen, Some((struck, phase))) => format!("{struck} at {phase}"),
             _ => String::new(),
         };
-        let Judged { beats, bad, lost, silence, usual, clock } = self.judged;
         write!(f, "{:7} {:4} {:3} {killed:24}", self.plan.guest, self.plan.qemu, self.to.to_string())?;
-        write!(f, "{:6.1} {silence:8.2} {usual:6.2} {:6}", self.took.as_secs_f64(), self.rounds)?;
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
-        let megabytes = self.bytes as f64 / 1e6;
-        write!(f, " {megabytes:8.1} {beats:5} {bad:5} {lost:5} {:6.2}  {}", clock.stood, self.place)?;
-        for fault in &self.faults {
-            write!(f, "\n    WRONG: {fault}")?;
-        }
-        Ok(())
+        write!(f, "{:6.1}", self.took.as_secs_f64())?;
+        live::figures(f, &self.judged, self.rounds, self.bytes)?;
+        write!(f, "  {}", self.place)?;
+        self.faults.iter().try_for_each(|fault| write!(f, "\n    WRONG: {fault}"))
     }
 }
 

@@ -1,13 +1,10 @@
 //! What should have become of a guest, and what has.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::{BEATS, OURS, PATIENCE, Plan, Running};
+use super::{BEATS, PATIENCE, Plan, Running, no_qemu_left, resolve, until};
 use crate::{
     cut::{Kill, Phase},
     lab::{Host, console::Judged},
@@ -123,16 +120,7 @@ impl Place {
             want(here.waits_for_beats(beats, PATIENCE), "it does not go on in Xen");
             want(elsewhere.seen().beats().is_empty(), "there are two copies");
         }
-        let began = Instant::now();
-        let left = || Host::Kvm.run(&format!("{OURS}ours qemu; true"));
-        while !left()?.is_empty() && began.elapsed() < QEMU_ENDS {
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        want(left()?.is_empty(), "a QEMU is left");
+        want(until(QEMU_ENDS, no_qemu_left)?, "a QEMU is left");
         Ok(faults)
     }
-}
-
-fn resolve() -> Result<String> {
-    Host::Kvm.run("/root/live/hyperferry resolve /root/live/journal 2>&1")
 }

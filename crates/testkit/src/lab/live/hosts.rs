@@ -3,6 +3,8 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -10,7 +12,7 @@ use anyhow::{Result, ensure};
 use crate::{checkout, lab::Host};
 
 /// Shell: processes of a program that have a path of ours in their command line.
-pub(in crate::lab) const OURS: &str = "ours() {
+const OURS: &str = "ours() {
     for process in /proc/[0-9]*; do
         case $(readlink $process/exe) in
         *$1*) tr '\\0' ' ' <$process/cmdline | grep -q /root/live/ && basename $process ;;
@@ -89,6 +91,28 @@ pub(in crate::lab) fn clean_kvm() {
     let script = "cd /root/live; for process in $(ours hyperferry) $(ours qemu); do kill -9 $process; done
                   rm -rf journal/* *.serial";
     drop(Host::Kvm.ssh(&format!("{OURS}{script}")).stderr(Stdio::null()).stdout(Stdio::null()).status());
+}
+
+/// What `hyperferry resolve` says on the KVM host.
+pub(in crate::lab) fn resolve() -> Result<String> {
+    Host::Kvm.run("/root/live/hyperferry resolve /root/live/journal 2>&1")
+}
+
+/// Whether no QEMU of ours is left on the KVM host.
+pub(in crate::lab) fn no_qemu_left() -> Result<bool> {
+    Ok(Host::Kvm.run(&format!("{OURS}ours qemu; true"))?.is_empty())
+}
+
+/// Asks every second until it has come; false if it has not come within that time.
+pub(in crate::lab) fn until(patience: Duration, mut come: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let began = Instant::now();
+    while !come()? {
+        if began.elapsed() > patience {
+            return Ok(false);
+        }
+        sleep(Duration::from_secs(1));
+    }
+    Ok(true)
 }
 
 /// Whether the last guest died with the hypervisor's own code segment in its registers: nothing but a fault of the

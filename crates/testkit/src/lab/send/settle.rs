@@ -1,9 +1,6 @@
 //! Where a guest is in the end, that it is nowhere else, and that `hyperferry resolve` knows.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -13,7 +10,10 @@ use super::{
 };
 use crate::{
     cut::Phase,
-    lab::{Host, live::OURS},
+    lab::{
+        Host,
+        live::{no_qemu_left, resolve, until},
+    },
 };
 
 /// How long what a struck move leaves may stay: a Xen host whose network was away hears of the end later.
@@ -146,34 +146,18 @@ pub(super) fn sent(
     }
 }
 
-fn resolve() -> Result<String> {
-    Host::Kvm.run("/root/live/hyperferry resolve /root/live/journal 2>&1")
-}
-
 fn on_xen(domain: &str) -> Result<bool> {
     Ok(Host::Xen.run(&format!("xl list {domain} >/dev/null 2>&1 && echo there; true"))?.contains("there"))
 }
 
 /// Whether the guest's QEMU ends, which it does by itself.
 fn ends_here() -> Result<bool> {
-    let ours = format!("{OURS}ours qemu; true");
-    until(|| Ok(Host::Kvm.run(&ours)?.is_empty()))
+    until(LEFTOVERS, no_qemu_left)
 }
 
 fn nothing_there(guest: &str) -> Result<bool> {
     let named = format!("xl list | grep {guest}; true");
-    until(|| Ok(Host::Xen.run(&named)?.is_empty()))
-}
-
-fn until(mut come: impl FnMut() -> Result<bool>) -> Result<bool> {
-    let began = Instant::now();
-    while !come()? {
-        if began.elapsed() > LEFTOVERS {
-            return Ok(false);
-        }
-        sleep(Duration::from_secs(1));
-    }
-    Ok(true)
+    until(LEFTOVERS, || Ok(Host::Xen.run(&named)?.is_empty()))
 }
 
 /// Looks at the destination by the command that `resolve` gives: whether the guest is there.
