@@ -1,7 +1,7 @@
 //! Every fixture goes on where it came from: what is seen after a move is then the move's doing.
 
 use anyhow::{Context, Result, bail};
-use hyperferry_testkit::lab::{Host, MAKE_DISK};
+use hyperferry_testkit::lab::{Host, MAKE_DISK, await_beats};
 use hyperferry_testkit::{Fixture, fixtures, witness};
 
 /// How many beats a guest has to go on for.
@@ -16,12 +16,10 @@ fn every_xen_fixture_goes_on_in_xen() -> Result<()> {
          cd /root
          {MAKE_DISK}
          xl restore /root/fixture.stream >/root/fixture.out 2>&1 || {{ cat /root/fixture.out; exit 1; }}
-         for i in $(seq 120); do
-           [ $(grep -c '^WITNESS' /var/log/xen/fixture.serial) -gt {BEATS} ] && break
-           sleep 1
-         done
+         {}
          xl destroy fixture
-         cat /var/log/xen/fixture.serial"
+         cat /var/log/xen/fixture.serial",
+        await_beats("/var/log/xen/fixture.serial", BEATS, "false")
     );
     // Those of the other senders belong to hosts that are not up.
     let ours = |fixture: &Fixture| fixture.origin.hypervisor.starts_with("Xen 4.17");
@@ -41,13 +39,10 @@ fn every_kvm_fixture_goes_on_in_kvm() -> Result<()> {
              cp /guest/witness.bzimage .
              rm -f input; mkfifo input; exec 3<>input
              {command} -incoming 'exec:cat stream' <input >monitor 2>&1 &
-             for i in $(seq 120); do
-               [ $(grep -c '^WITNESS' serial 2>/dev/null) -gt {BEATS} ] && break
-               kill -0 $! 2>/dev/null || {{ cat monitor; break; }}
-               sleep 1
-             done
-             kill $!
-             cat serial"
+             {}
+             kill $! || cat monitor
+             cat serial",
+            await_beats("serial", BEATS, "! kill -0 $! 2>/dev/null")
         )
     };
     all("qemu", Host::Kvm, |fixture| fixture.name.contains("-kvm-"), script)

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
-use hyperferry_testkit::lab::{Host, MAKE_DISK};
+use hyperferry_testkit::lab::{Host, MAKE_DISK, await_beats};
 use hyperferry_testkit::{Fixture, fixtures, tools, witness};
 
 /// How many beats a guest has to go on for.
@@ -41,14 +41,7 @@ fn land(fixture: &Fixture, version: &str, allow: &str, watch: &str) -> Result<St
 
 #[test]
 fn every_xen_fixture_goes_on_under_kvm() -> Result<()> {
-    let watch = format!(
-        "for i in $(seq 120); do
-           [ $(grep -c '^WITNESS' serial 2>/dev/null) -gt {BEATS} ] && break
-           kill -0 $! 2>/dev/null || break
-           sleep 1
-         done
-         cat serial"
-    );
+    let watch = format!("{}\ncat serial", await_beats("serial", BEATS, "! kill -0 $! 2>/dev/null"));
     let mut failures = Vec::new();
     for fixture in fixtures("xen")? {
         for version in ["7.2", "10.0"] {

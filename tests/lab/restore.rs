@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use hyperferry_testkit::lab::{Host, MAKE_DISK};
+use hyperferry_testkit::lab::{Host, MAKE_DISK, await_beats};
 use hyperferry_testkit::{Fixture, fixtures, tools, witness};
 
 /// How many beats a guest has to go on for.
@@ -43,13 +43,10 @@ fn restore(packed: &[u8], guest: &str, serial: &str) -> Result<String> {
            cat fixture.out; tail -5 /var/log/xen/qemu-dm-{guest}.log; exit 1; }}
          {serial}
          xl unpause {guest}
-         for i in $(seq 240); do
-           [ $(grep -c '^WITNESS' {SERIAL} 2>/dev/null) -gt {BEATS} ] && break
-           xl dmesg | grep -A 3 'Triple fault' && break
-           sleep 1
-         done
+         {}
          xl destroy {guest}
-         cat {SERIAL}"
+         cat {SERIAL}",
+        await_beats(SERIAL, BEATS, "xl dmesg | grep -A 3 'Triple fault'")
     ))
 }
 

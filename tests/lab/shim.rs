@@ -3,7 +3,11 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use hyperferry_testkit::{Fixture, lab::Host, tools, witness};
+use hyperferry_testkit::{
+    Fixture,
+    lab::{Host, await_beats},
+    tools, witness,
+};
 
 /// How many beats a guest has to go on for.
 const BEATS: usize = 20;
@@ -22,10 +26,11 @@ fn receive(fixture: &Fixture, version: &str) -> Result<(String, String)> {
          {{ zstd -dc fixture.zst; printf 'domain is yours, you are cleared to unpause\\0'; }} |
            ./hyperferry receive --qemu /usr/local/bin/qemu-{version} --journal journal --serial serial \
              --allow tsc-frequency --progress none >answers 2>said || {{ cat said; exit 1; }}
-         for i in $(seq 120); do [ $(grep -c '^WITNESS' serial) -gt {BEATS} ] && break; sleep 1; done
+         {}
          printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"stop\"}}{{\"execute\":\"quit\"}}' |
            socat - unix-connect:$(ls journal/*.qmp) >/dev/null
-         cat said journal/*.log journal/*.hpet.json 2>/dev/null; echo; echo SERIAL; cat serial"
+         cat said journal/*.log journal/*.hpet.json 2>/dev/null; echo; echo SERIAL; cat serial",
+        await_beats("serial", BEATS, "false")
     ))?;
     let (said, serial) = printed.split_once("SERIAL\n").context("no serial port")?;
     Ok((said.to_owned(), serial.to_owned()))

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod console;
 pub mod live;
+pub mod network;
 pub mod send;
 
 use crate::tools;
@@ -19,6 +20,18 @@ use std::time::{Duration, Instant};
 /// Shell lines that make the disk of every fixture that has one, as `fixture.disk`.
 pub const MAKE_DISK: &str = "truncate -s 1M fixture.disk
     printf 'hyperferry fixture disk' | dd of=fixture.disk conv=notrunc status=none";
+
+/// Shell lines that wait until a guest has printed more than so many beats to a file, or `gone`, a command, finds that it will
+/// print no more.
+pub fn await_beats(serial: &str, beats: usize, gone: &str) -> String {
+    format!(
+        "for i in $(seq 240); do
+           [ $(grep -c '^WITNESS' {serial} 2>/dev/null) -gt {beats} ] && break
+           {gone} && break
+           sleep 1
+         done"
+    )
+}
 
 /// The same disk, as bytes.
 pub fn disk() -> Vec<u8> {

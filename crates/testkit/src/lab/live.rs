@@ -20,10 +20,7 @@ use anyhow::{Result, bail};
 pub use self::{due::Place, guest::Guest, route::Route};
 pub(super) use self::{
     guest::configuration,
-    hosts::{
-        OUTSIDE, boot_again, clean_kvm, clean_xen, give_key, install, lost_in_emulation, no_qemu_left,
-        resolve, ssh_to, until,
-    },
+    hosts::{boot_again, clean_kvm, clean_xen, install, lost_in_emulation, no_qemu_left, resolve, until},
 };
 use super::{
     Host,

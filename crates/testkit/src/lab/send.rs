@@ -26,7 +26,8 @@ use self::stop::Running;
 use super::{
     Host,
     console::{Judged, now},
-    live::{self, Guest, OUTSIDE, boot_again, counted, lost_in_emulation, ssh_to},
+    live::{self, Guest, boot_again, counted, lost_in_emulation},
+    network::{OUTSIDE, give_key, ssh_to},
 };
 use crate::cut::Phase;
 
@@ -229,7 +230,7 @@ impl Sends {
     }
 
     fn equip(&self, host: Host) -> Result<()> {
-        live::give_key(host)?;
+        give_key(host)?;
         live::install(host, &self.cut, "cut")?;
         // What `devices` needs. The bridge leads nowhere.
         host.send(&super::disk(), stop::DISK)?;

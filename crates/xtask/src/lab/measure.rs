@@ -19,7 +19,10 @@ use crate::ci;
 use crate::sh::{Run, step};
 use anyhow::{Context, Result, bail, ensure};
 use clock::Clock;
-use hyperferry_testkit::lab::Host;
+use hyperferry_testkit::lab::{
+    Host,
+    network::{GUEST_ADDRESS, OUTSIDE, give_key, provide_bridge, provide_bridge_helper, ssh_to},
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::fs;
@@ -60,7 +63,7 @@ pub(crate) struct Options {
 }
 
 const GUEST: &str = "measure";
-const ADDRESS: &str = "10.77.0.2";
+const BRIDGE: &str = "lab0";
 const MAC: &str = "00:16:3e:4d:00:02";
 /// Everything of ours in a host.
 const DIR: &str = "/root/measure";
@@ -70,8 +73,6 @@ const PROGRESS: &str = "/root/measure/progress";
 const BEAT: &str = " line WITNESS ";
 /// What belongs to a move: what was seen from this much before its command to this much after.
 const AROUND: Duration = Duration::from_secs(6);
-/// From inside a host this machine is 10.0.2.2.
-const SSH: &str = "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -i /root/.ssh/id_lab";
 
 /// The moves, in the order in which they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -148,24 +149,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// What all rounds need in the hosts: the programs, a way from host to host, a network of their own.
 fn prepare(binary: &Path) -> Result<()> {
     let scripts = crate::paths::checkout().join("tests/lab/measure");
-    let key = fs::read(Host::key())?;
     for host in Host::PAIR {
-        host.run(&format!("mkdir -p {DIR} /root/.ssh"))?;
-        host.send(&key, "/root/.ssh/id_lab")?;
-        for script in ["probe", "move-qemu", "bridge-helper"] {
+        give_key(host)?;
+        host.run(&format!("mkdir -p {DIR}"))?;
+        for script in ["probe", "move-qemu"] {
             host.send(&fs::read(scripts.join(script))?, &format!("{DIR}/{script}"))?;
         }
-        // The hosts look the same to the guest: what it has learnt about its neighbour stays true.
+        provide_bridge(host, BRIDGE)?;
         host.run(&format!(
-            "chmod 600 /root/.ssh/id_lab; chmod +x {DIR}/*; modprobe bridge
-             ip link show lab0 >/dev/null 2>&1 || ip link add lab0 type bridge forward_delay 0
-             ip link set lab0 address 02:00:0a:4d:00:01 up
-             ip address replace 10.77.0.1/24 dev lab0
-             ip neighbour replace {ADDRESS} lladdr {MAC} dev lab0 nud permanent"
+            "chmod +x {DIR}/*; ip neighbour replace {GUEST_ADDRESS} lladdr {MAC} dev {BRIDGE} nud permanent"
         ))?;
     }
-    Host::Kvm
-        .run(&format!("mkdir -p /usr/lib/qemu; cp {DIR}/bridge-helper /usr/lib/qemu/qemu-bridge-helper"))?;
+    provide_bridge_helper()?;
     Host::Kvm.run(&format!("rm -f {DIR}/hyperferry"))?;
     Host::Kvm.send(&fs::read(binary)?, &format!("{DIR}/hyperferry"))?;
     Host::Kvm.run(&format!("chmod +x {DIR}/hyperferry")).map(drop)
@@ -216,7 +211,7 @@ impl<'a> Lab<'a> {
             format!(
                 "cpuid=\"host,avx=0\"\nkernel=\"/guest/vmlinuz\"\nramdisk=\"/guest/initrd.gz\"\ncmdline=\"console=ttyS0 nokaslr nopv quiet \
                  clocksource=tsc tsc=reliable hpet=disable nolapic_timer witness.mb=4 witness.ms={period} \
-                 witness.ip={ADDRESS}/24\""
+                 witness.ip={GUEST_ADDRESS}/24\""
             )
         } else {
             // What QEMU with KVM changes by itself is left out (fixtures/README.md).
@@ -230,7 +225,7 @@ memory={memory}
 vcpus=1
 {kernel}
 serial="file:{DIR}/serial"
-vif=["type=ioemu,model=e1000,mac={MAC},bridge=lab0"]
+vif=["type=ioemu,model=e1000,mac={MAC},bridge={BRIDGE}"]
 nographic=1
 vga="none"
 xen_platform_pci=0
@@ -243,7 +238,7 @@ on_poweroff="preserve"
         for host in Host::PAIR {
             host.run(&format!(
                 "cd {DIR}; rm -f serial log
-                 setsid ./probe {ADDRESS} {DIR}/serial {ping} >log 2>probe.said </dev/null & echo $! >probe.pid"
+                 setsid ./probe {GUEST_ADDRESS} {DIR}/serial {ping} >log 2>probe.said </dev/null & echo $! >probe.pid"
             ))?;
         }
         Host::Xen.run(&format!("xl create -q {DIR}/guest.cfg"))?;
@@ -267,14 +262,14 @@ on_poweroff="preserve"
         let began = clock::now();
         let began_at = Instant::now();
         let said = match way {
-            Way::XenToXen => self.by_xl(&format!("{SSH} -p {}", Host::Xen.port()), "root@10.0.2.2")?,
+            Way::XenToXen => self.by_xl(&ssh_to(Host::Xen), OUTSIDE)?,
             Way::XenToQemu => {
                 let receive = format!(
                     "{DIR}/hyperferry receive --progress none --progress-file {PROGRESS} --qemu qemu-{} --journal {DIR}/journal --serial {DIR}/serial \
-                     --map-bridge lab0=lab0",
+                     --map-bridge {BRIDGE}={BRIDGE}",
                     self.options.qemu
                 );
-                self.by_xl("", &format!("exec {SSH} -p {} root@10.0.2.2 {receive}", Host::Kvm.port()))?
+                self.by_xl("", &format!("exec {} {OUTSIDE} {receive}", ssh_to(Host::Kvm)))?
             }
             Way::QemuToQemu | Way::QemuToQemuSocket => Vec::new(),
             Way::QemuToXen => self.by_send()?,
@@ -330,8 +325,8 @@ on_poweroff="preserve"
         let Some(Qemu { qmp, .. }) = self.qemu.take() else { bail!("no QEMU has the guest") };
         let command = format!(
             "{DIR}/hyperferry send --progress none --progress-file {PROGRESS} --journal {DIR}/journal --serial file:{DIR}/serial \
-             --map-bridge lab0=lab0 --ssh '{SSH} -p {}' {qmp} root@10.0.2.2 2>&1 </dev/null",
-            Host::Xen.port()
+             --map-bridge {BRIDGE}={BRIDGE} --ssh '{}' {qmp} {OUTSIDE} 2>&1 </dev/null",
+            ssh_to(Host::Xen)
         );
         told(Host::Kvm, &command)
     }
@@ -343,7 +338,7 @@ on_poweroff="preserve"
             Way::QemuToQemuSocket => ("unix:{}".to_owned(), "b"),
             _ => {
                 let there = "exec socat STDIN UNIX-CONNECT:{}";
-                (format!("exec:exec {SSH} -p {} root@10.0.2.2 '{there}'", Host::Kvm.port()), "a")
+                (format!("exec:exec {} {OUTSIDE} '{there}'", ssh_to(Host::Kvm)), "a")
             }
         };
         let uri = uri.replace('\'', r"'\''");

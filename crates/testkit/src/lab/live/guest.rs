@@ -4,14 +4,15 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context, Result};
 
-use crate::lab::{Host, MAKE_DISK};
+use crate::lab::{
+    Host, MAKE_DISK,
+    network::{self, GUEST_ADDRESS},
+};
 
 /// The bridge of the Xen host, and the other name that it has on the KVM host.
 pub(super) const BRIDGES: [&str; 2] = ["lab0", "lab1"];
 /// The guest's disk on the Xen host, and where it is on the KVM host.
 pub(super) const DISKS: [&str; 2] = ["/root/live/fixture.disk", "/root/live/disks/fixture.disk"];
-/// The guest's own address.
-const ADDRESS: &str = "10.77.0.2";
 const MAC: &str = "00:16:3e:00:4d:02";
 
 /// A guest that prints beats.
@@ -34,7 +35,7 @@ impl Guest {
 
     /// What `xl create` wants; with a disk and a network card if it is to have them.
     pub(super) fn configuration(self, serial: &str, devices: bool) -> String {
-        let address = if devices { format!(" witness.ip={ADDRESS}/24") } else { String::new() };
+        let address = if devices { format!(" witness.ip={GUEST_ADDRESS}/24") } else { String::new() };
         let own = match self {
             Self::Witness => "memory=16\nvcpus=2\nkernel=\"/guest/witness.bzimage\"\n\
                  cmdline=\"avx=off mem=1 skip=pat,cr2 lapic=off\"\n"
@@ -58,7 +59,7 @@ impl Guest {
 
     /// Whether it can be reached through its network card from that host.
     pub(super) fn answers_pings(self, host: Host) -> bool {
-        self != Self::Linux || host.run(&format!("ping -c 3 -W 10 {ADDRESS}")).is_ok()
+        self != Self::Linux || host.run(&format!("ping -c 3 -W 10 {GUEST_ADDRESS}")).is_ok()
     }
 }
 
@@ -73,24 +74,10 @@ pub(in crate::lab) fn configuration(name: &str, serial: &str, own: &str) -> Stri
 /// Gives both hosts a bridge, and both the disk.
 pub(super) fn provide_devices() -> Result<()> {
     for ((host, bridge), disk) in Host::PAIR.into_iter().zip(BRIDGES).zip(DISKS) {
-        // The hosts look the same to the guest: what it has learnt about its neighbour stays true.
-        host.run(&format!(
-            "modprobe bridge
-             ip link show {bridge} >/dev/null 2>&1 || ip link add {bridge} type bridge forward_delay 0
-             ip link set {bridge} address 02:00:0a:4d:00:01 up
-             ip address replace 10.77.0.1/24 dev {bridge}
-             mkdir -p $(dirname {disk}); cd $(dirname {disk})
-             {MAKE_DISK}"
-        ))?;
+        network::provide_bridge(host, bridge)?;
+        host.run(&format!("mkdir -p $(dirname {disk}); cd $(dirname {disk})\n{MAKE_DISK}"))?;
     }
-    // QEMU's own helper, which does not know where its libraries were unpacked.
-    Host::Kvm
-        .run(
-            "root=/opt/qemu/7.2/root; mkdir -p /etc/qemu; echo allow all >/etc/qemu/bridge.conf
-             printf '%s\\n' $root/usr/lib/x86_64-linux-gnu $root/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/qemu.conf
-             ldconfig",
-        )
-        .map(drop)
+    network::provide_bridge_helper()
 }
 
 impl fmt::Display for Guest {

@@ -1,7 +1,6 @@
 //! The hosts around a move: what they need, and what is cleaned up in them.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -9,7 +8,13 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use crate::{checkout, lab::Host};
+use crate::{
+    checkout,
+    lab::{
+        Host,
+        network::{MACHINE, give_key},
+    },
+};
 
 /// Shell: processes of a program that have a path of ours in their command line.
 const OURS: &str = "ours() {
@@ -42,7 +47,7 @@ pub(super) fn equip(binaries: &[Vec<u8>; 2]) -> Result<()> {
     Host::Kvm.run(ALIVE)?;
     give_key(Host::Xen)?;
     let config = format!(
-        "Host kvm\n HostName {ADDRESS}\n Port {}\nHost gateway\n HostName 127.0.0.1\nHost *\n User root\n \
+        "Host kvm\n HostName {MACHINE}\n Port {}\nHost gateway\n HostName 127.0.0.1\nHost *\n User root\n \
          IdentityFile /root/.ssh/id_lab\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel QUIET\n \
          ServerAliveInterval 5\n",
         Host::Kvm.port()
@@ -57,27 +62,6 @@ pub(in crate::lab) fn install(host: Host, bytes: &[u8], name: &str) -> Result<()
     host.send(bytes, &format!("/root/live/{name}.new"))?;
     host.run(&format!("cd /root/live; chmod +x {name}.new; mv {name}.new {name}")).map(drop)
 }
-
-/// Lets a host reach the others.
-pub(in crate::lab) fn give_key(host: Host) -> Result<()> {
-    host.run("mkdir -p /root/.ssh")?;
-    host.send(&fs::read(Host::key())?, "/root/.ssh/id_lab")?;
-    host.run("chmod 600 /root/.ssh/id_lab").map(drop)
-}
-
-/// The command by which one host reaches another, without the name.
-pub(in crate::lab) fn ssh_to(host: Host) -> String {
-    format!(
-        "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=5 \
-         -i /root/.ssh/id_lab -p {}",
-        host.port()
-    )
-}
-
-/// Where a host finds this machine, and with it all the others' ports.
-const ADDRESS: &str = "10.0.2.2";
-/// The same for [`ssh_to`].
-pub(in crate::lab) const OUTSIDE: &str = "root@10.0.2.2";
 
 /// Ends what a guest of that name may have left on the Xen host.
 pub(in crate::lab) fn clean_xen(name: &str) {
