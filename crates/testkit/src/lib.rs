@@ -5,6 +5,7 @@
 //! * [`tools`] finds the QEMU versions and the `hyperferry` binary.
 //! * [`witness`] reads what the witness guests print.
 //! * [`lab`] reaches the two hosts of the lab.
+//! * [`said`] takes a Xen stream apart, for comparing it with another.
 //! * [`cut`] stands between the two ends of a live move.
 
 pub mod cut;
@@ -12,6 +13,7 @@ mod fixture;
 pub mod golden;
 pub mod lab;
 mod origin;
+pub mod said;
 pub mod tools;
 pub mod witness;
 

@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests may, their helpers too")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use hyperferry_qemu_stream::DeviceState;
-use hyperferry_testkit::{Fixture, fixtures};
+use hyperferry_testkit::{Fixture, fixtures, said::Said};
 use hyperferry_translate::{
     refusal::Policy,
     report::Report,
@@ -13,8 +12,7 @@ use hyperferry_translate::{
     xen::{Destination, Relocation, Template, XenSink},
 };
 use hyperferry_vm_model::Vm;
-use hyperferry_wire::StreamPath;
-use hyperferry_xen_stream::{Event, StreamReader, describe::Fields, libxc, libxl};
+use hyperferry_xen_stream::{Event, StreamReader, libxc};
 
 /// Every difference in every fixture: the place of a value, and why it is another one.
 const DIFFERENCES: [(&str, &str); 3] = [
@@ -26,59 +24,6 @@ const DIFFERENCES: [(&str, &str); 3] = [
     ("EMULATOR_CONTEXT.section_id", "labels, which count on here; the device model left some out"),
 ];
 
-/// What a stream says: each value by its place, and each frame's last contents.
-#[derive(Default)]
-struct Said {
-    values: BTreeMap<String, String>,
-    frames: BTreeMap<u64, u32>,
-}
-
-fn read(bytes: &[u8]) -> Said {
-    let mut said = Said::default();
-    let mut reader = StreamReader::new(bytes);
-    let mut order = Vec::new();
-    while let Some(event) = reader.next_event().unwrap() {
-        match &event {
-            Event::Pages(chunk) => {
-                for (entry, page) in chunk.entries.iter().zip(chunk.data.chunks(4096)) {
-                    said.frames.insert(entry.pfn(), crc32fast::hash(page));
-                }
-                continue;
-            }
-            Event::PageData(_) => continue,
-            Event::XlHeader(header) => {
-                said.values.insert("xl config".to_owned(), header.text().to_owned());
-            }
-            Event::Libxl(libxl::Record::EmulatorContext(record)) => {
-                let state =
-                    DeviceState::decode_emulator_context(&record.blob, 0, StreamPath::root()).unwrap();
-                let mut sections = Vec::new();
-                for section in &state.sections {
-                    let place = format!("EMULATOR_CONTEXT.{} {}", section.idstr, section.instance_id);
-                    sections.push(place.clone());
-                    said.values.insert(format!("{place}.section_id"), section.section_id.to_string());
-                    said.values.insert(place, format!("{} {:?}", section.version_id, section.tree));
-                }
-                said.values.insert("EMULATOR_CONTEXT".to_owned(), sections.join(" "));
-                order.push(event.name().into_owned());
-                continue;
-            }
-            _ => {}
-        }
-        flatten(&event.name(), &event.describe(), &mut said.values);
-        order.push(event.name().into_owned());
-    }
-    said.values.insert("records".to_owned(), order.join(" "));
-    said
-}
-
-fn flatten(place: &str, fields: &Fields, values: &mut BTreeMap<String, String>) {
-    for line in fields.to_string().lines() {
-        let (name, value) = line.split_once(" = ").unwrap_or((line, ""));
-        values.insert(format!("{place}.{}", name.trim()), value.to_owned());
-    }
-}
-
 /// The listed difference that a place is one of.
 fn listed(place: &str) -> Option<&'static str> {
     let of = |index: usize| DIFFERENCES.get(index).map(|(place, _)| *place);
@@ -87,7 +32,7 @@ fn listed(place: &str) -> Option<&'static str> {
         return of(0).filter(|_| number.parse::<u32>().is_ok_and(|number| number >= 2));
     }
     match place {
-        "EMULATOR_CONTEXT.timer 0" => of(1),
+        _ if place.starts_with("EMULATOR_CONTEXT.timer 0.") => of(1),
         _ if place.starts_with("EMULATOR_CONTEXT.") && place.ends_with(".section_id") => of(2),
         _ => None,
     }
@@ -103,7 +48,7 @@ fn told(fixture: &Fixture) -> (Vec<u8>, Vm, Report) {
     let source = Source::open(fixture.open().unwrap(), policy.clone()).unwrap();
     // The bundled templates are of this Xen; to another one a guest goes by a save file of its own.
     let template = match source.outline().origin.as_str() {
-        "Xen 4.17" => Template::bundled(source.outline()).unwrap(),
+        "Xen 4.17" => Template::bundled(&source.outline().config).unwrap(),
         _ => Template::from_stream(fixture.open().unwrap()).unwrap(),
     };
     let destination = Destination { template: &template, relocation: &relocation, policy: &policy };
@@ -157,14 +102,10 @@ fn every_fixture_comes_out_as_it_went_in_but_for_what_is_listed() {
     let all = fixtures("xen").unwrap();
     assert!(all.len() >= 12, "fixtures are missing: {}", all.len());
     for fixture in all {
-        let (before, after) = (read(&fixture.stream().unwrap()), read(&home(&fixture)));
+        let before = Said::of(&fixture.stream().unwrap()).unwrap();
+        let after = Said::of(&home(&fixture)).unwrap();
         assert_eq!(before.frames, after.frames, "{}: memory", fixture.name);
-        let places: BTreeSet<_> = before.values.keys().chain(after.values.keys()).collect();
-        for place in places {
-            let (was, is) = (before.values.get(place), after.values.get(place));
-            if was == is {
-                continue;
-            }
+        for (place, was, is) in before.differences(&after) {
             match listed(place) {
                 Some(difference) => met.insert(difference),
                 None => panic!("{}: {place}: {was:?} became {is:?}", fixture.name),
