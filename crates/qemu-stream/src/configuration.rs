@@ -90,6 +90,14 @@ impl Configuration {
             })
             .map(String::as_str)
     }
+
+    /// The guest's UUID, in the order of its text.
+    pub fn uuid(&self) -> Option<[u8; 16]> {
+        self.subsections.iter().find_map(|subsection| match subsection {
+            ConfigurationSubsection::Uuid(uuid) => Some(*uuid),
+            _ => None,
+        })
+    }
 }
 
 impl ConfigurationSubsection {

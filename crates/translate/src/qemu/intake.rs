@@ -16,7 +16,7 @@ mod state;
 
 use std::io::Read;
 
-use hyperferry_qemu_stream::{DeviceState, Event, RamBlock, RamChunk, StreamReader};
+use hyperferry_qemu_stream::{Configuration, DeviceState, Event, RamBlock, RamChunk, StreamReader};
 use hyperferry_vm_model::{MemoryLayout, PAGE_SIZE, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 
@@ -91,7 +91,7 @@ impl<R: Read> Intake<R> {
     /// Reads what comes before memory, and refuses what can be refused by then.
     pub fn open(mut reader: StreamReader<R>, hint: Hint, policy: Policy) -> Result<Self> {
         let mut report = Report::default();
-        let mut machine = String::new();
+        let mut configuration = Configuration::default();
         let (mut blocks, mut others): (Vec<RamBlock>, Vec<HeldPages>) = (Vec::new(), Vec::new());
         let mut pages = 0;
         // Where pages follow each block (mapped-ram), others may come before the guest's RAM.
@@ -100,7 +100,7 @@ impl<R: Read> Intake<R> {
                 break Some(main);
             }
             match reader.next_event()? {
-                Some(Event::Configuration(configuration)) => machine = configuration.machine,
+                Some(Event::Configuration(found)) => configuration = found,
                 Some(Event::RamStart(ram)) => blocks = ram.blocks,
                 Some(Event::RamBlock(block)) => blocks.push(block),
                 Some(Event::RamPages(chunk)) => {
@@ -115,7 +115,8 @@ impl<R: Read> Intake<R> {
             let why = "the stream holds devices alone, as Xen's device models write them";
             return Err(Error::Missing { record: "RAM", instance: None, why });
         }
-        judge_machine(&machine, &policy, &mut report);
+        let Configuration { machine, .. } = &configuration;
+        judge_machine(machine, &policy, &mut report);
         let Some(main) = main else {
             let names: Vec<_> = blocks.iter().map(|block| block.name.as_str()).collect();
             let what = format!("the guest's RAM is not called {MAIN_RAM}: {}", names.join(", "));
@@ -131,6 +132,10 @@ impl<R: Read> Intake<R> {
             vm.memory = layout(size);
         }
         report.record(STAGE, "CONFIGURATION").carried(&["machine"]);
+        if let Some(uuid) = configuration.uuid() {
+            vm.config.uuid = Some(text_of(uuid));
+            report.record(STAGE, "CONFIGURATION").carried(&["uuid"]);
+        }
         report.record(STAGE, "START ram").carried(&["blocks"]).derived("section_id, version", "framing");
         Error::unless_allowed(&report)?;
         let batch = Batch::default();
@@ -189,9 +194,7 @@ impl<R: Read> Intake<R> {
         let from_xen = self.blocks.iter().any(|block| place::is_acpi_window(&block.name));
         state::normalise(state, &mut self.vm, &self.hint, from_xen, &self.policy, &mut self.report)?;
         config::complete(state, &self.blocks, &mut self.vm);
-        if !from_xen {
-            self.judge_layout();
-        }
+        self.judge_layout();
         let mut held = HeldPages::default();
         self.others.resize_with(self.blocks.len(), HeldPages::default);
         for (block, pages) in self.blocks.iter().zip(self.others) {
@@ -225,6 +228,14 @@ impl<R: Read> Intake<R> {
 fn layout(size: u64) -> MemoryLayout {
     let low_limit = if size >= 0xe000_0000 { 0xc000_0000 } else { size };
     MemoryLayout::split(size, low_limit)
+}
+
+/// A UUID as people write it.
+fn text_of(uuid: [u8; 16]) -> String {
+    let number = format!("{:032x}", u128::from_be_bytes(uuid));
+    let mut digits = number.chars();
+    let groups = [8, 4, 4, 4, 12].map(|length| digits.by_ref().take(length).collect::<String>());
+    groups.join("-")
 }
 
 fn judge_machine(machine: &str, policy: &Policy, report: &mut Report) {
@@ -307,6 +318,13 @@ mod tests {
         assert_eq!(layout(3583 << 20), MemoryLayout { low_end: 3583 << 20, high_end: 1 << 32 });
         assert_eq!(layout(3584 << 20).low_end, 0xc000_0000);
         assert_eq!(layout(8 << 30).high_end, 9 << 30);
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_qemu_takes_it() {
+        let uuid = 0x404e_d65b_3579_49d9_afd7_4b03_c526_326d_u128;
+        assert_eq!(text_of(uuid.to_be_bytes()), "404ed65b-3579-49d9-afd7-4b03c526326d");
+        assert_eq!(text_of([0; 16]), "00000000-0000-0000-0000-000000000000");
     }
 
     #[test]
