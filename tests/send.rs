@@ -259,11 +259,14 @@ fn a_guest_goes_by_xens_stream_into_another_qemu_and_on_from_there() {
         if aborts_with_a_window(&qemu) {
             continue;
         }
-        // The journal of the first receiver knows what Xen's stream said, and its directory is the second sender's.
+        // The journal of the first receiver knows what Xen's stream said; this one is told by name.
         let second = Receiver::of(&qemu);
-        let journal = text(&first.folder.path().join("journal")).to_owned();
-        let mut again = command(&["send", &first.monitor(), "--journal", &journal, "--"]);
-        common::finish(again.args(second.words()), None).expect(0);
+        let [journal, other] = ["journal", "other"].map(|name| first.folder.path().join(name));
+        let home = names(&journal).into_iter().find(|name| name.ends_with(".home")).unwrap();
+        let home = journal.join(home);
+        let words = ["send", &first.monitor(), "--journal", text(&other), "--home", text(&home), "--"];
+        let sent = common::finish(command(&words).args(second.words()), None).expect(0);
+        sent.says("note [home]: the guest goes home with").says(text(&home));
         second.goes_on_from(&first.beats());
     }
 }
@@ -287,7 +290,7 @@ fn a_guest_that_came_from_xen_goes_home_as_it_came() {
         if aborts_with_a_window(&qemu) {
             let other = text(&here.folder.path().join("other")).to_owned();
             let mut send = command(&["send", &here.monitor(), "--journal", &other, "--", "false"]);
-            common::finish(&mut send, None).expect(4).says("refused [machine]");
+            common::finish(&mut send, None).expect(4).says("refused [machine]").says("warning [home]");
             continue;
         }
 
@@ -303,7 +306,7 @@ fn a_guest_that_came_from_xen_goes_home_as_it_came() {
             from.write_all(&[REPORT, &[0][..]].concat()).unwrap();
         });
         let mut send = command(&["send", &here.monitor(), "--journal", &journal, "--"]);
-        common::finish(send.args(words), None).expect(0);
+        common::finish(send.args(words), None).expect(0).says("note [home]: the guest goes home with");
         run(&["verify", text(&sent)]).expect(0);
         let sent = fs::read(sent).unwrap();
         // Headers, configuration and policies.

@@ -10,7 +10,7 @@ use crate::{
         check::{self, Check},
         receive::Receive,
         relay::Relay,
-        resolve::Resolve,
+        resolve::{self, Resolve},
         send::Send,
     },
     stay::Stay,
@@ -201,6 +201,14 @@ pub(crate) struct Convert {
     /// model load is learned from it [default: Xen 4.17 with QEMU 7.2]
     #[arg(long, value_name = "FILE")]
     pub(crate) template: Option<PathBuf>,
+    /// With --to xen, of a guest that came from there and lives in a QEMU: what Xen said of it, the `.home` file that
+    /// `receive` has kept, or the save file that it came in [default: by its UUID from the journal, if the stream has one
+    /// (QEMU's `validate-uuid`)]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) home: Option<PathBuf>,
+    /// Where `receive` has written down which guests came in
+    #[arg(long, value_name = "DIR", default_value = resolve::JOURNAL)]
+    pub(crate) journal: PathBuf,
     /// QEMU on this host
     #[command(flatten)]
     pub(crate) destination: Destination,

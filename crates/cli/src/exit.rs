@@ -135,11 +135,15 @@ fn tell(error: &dyn fmt::Display) {
 }
 
 fn of_relay(error: &hyperferry_relay::Error) -> u8 {
-    use hyperferry_relay::Error as Relay;
+    use hyperferry_relay::{Error as Relay, home::Fault};
     match error {
         Relay::Unconfirmed(_) | Relay::Unreported(_) | Relay::Stranded { .. } => UNKNOWN,
         Relay::Option { .. } => USAGE,
         Relay::Hop { source, .. } => of_relay(source),
+        Relay::Home { fault: Fault::Damaged(_), .. } => INVALID,
+        Relay::Home { fault: Fault::Stream(error), .. } => of_translation(error),
+        Relay::Home { fault: Fault::NotWanted(_), .. } => USAGE,
+        Relay::Home { .. } => UNSUPPORTED,
         // Its codes are ours; ssh has others.
         Relay::FarEnd { code: code @ (USAGE..=UNKNOWN), .. } => *code,
         Relay::Stream(inner) => {

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf, process::ExitStatus};
 
-use crate::qmp;
+use crate::{home::Fault, qmp};
 
 /// What a fallible step returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -103,6 +103,14 @@ pub enum Error {
         hop: String,
         /// Its exit code.
         code: u8,
+    },
+    /// What Xen knows of a guest, in a file that cannot be used.
+    #[error("{path}: {fault}")]
+    Home {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        fault: Fault,
     },
     /// The machine protocol.
     #[error(transparent)]

@@ -37,7 +37,7 @@ use hyperferry_vm_model::Vm;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, home::Home};
 
 /// The longest path of a UNIX socket, on Linux (`sun_path` with its NUL).
 const SOCKET_PATH_MAX: usize = 107;
@@ -133,6 +133,11 @@ impl Journal {
         Ok(Self { directory })
     }
 
+    /// The directory, where there is one: nothing is made.
+    pub fn existing(directory: &Path) -> Option<Self> {
+        directory.is_dir().then(|| Self { directory: directory.to_owned() })
+    }
+
     /// Starts a file for a move.
     pub fn begin(&self) -> Result<Entry> {
         let name = format!("{}-{}.journal", unix_ms(), process::id());
@@ -156,18 +161,21 @@ impl Journal {
     }
 
     /// What a Xen said of the guest with this UUID when it last came in.
-    pub fn home_of(&self, uuid: &str) -> Result<Option<Vm>> {
-        let mut paths = self.files(HOME)?;
-        while let Some(path) = paths.pop() {
-            let failed = |source| file_error(&path, "reading what Xen said of a guest", source);
-            let file = File::open(&path).map_err(failed)?;
-            let vm: Vm =
-                serde_json::from_reader(io::BufReader::new(file)).map_err(|error| failed(error.into()))?;
-            if vm.config.uuid.as_deref() == Some(uuid) {
-                return Ok(Some(vm));
+    pub fn home_of(&self, uuid: &str) -> Result<Option<Home>> {
+        for path in self.files(HOME)?.iter().rev() {
+            // Whose it is stands beside it as well: another guest's may be damaged.
+            let account = Account::read(path.with_extension("journal"))?;
+            if account.uuid().is_some_and(|found| found.eq_ignore_ascii_case(uuid)) {
+                return Home::read(path).map(Some);
             }
         }
         Ok(None)
+    }
+
+    /// What Xen said of each guest that came in, the last one first; what cannot be read is left out.
+    pub fn homes(&self) -> Vec<Home> {
+        let paths = self.files(HOME).unwrap_or_default();
+        paths.iter().rev().filter_map(|path| Home::read(path).ok()).collect()
     }
 
     /// Files of the directory of one kind, by the time in their names.
@@ -223,12 +231,7 @@ impl Entry {
 
     /// Keeps what only Xen knows of a guest, so that it can go home as it came.
     pub fn keep_home(&self, vm: &Vm) -> Result<()> {
-        let Vm { origin, config, memory, cpuid, xen, .. } = vm.clone();
-        let kept = Vm { origin, config, memory, cpuid, xen, ..Vm::default() };
-        let path = self.path.with_extension(HOME);
-        let failed = |source| file_error(&path, "writing what Xen said of a guest", source);
-        let text = serde_json::to_vec(&kept).map_err(io::Error::from).map_err(failed)?;
-        fs::write(&path, text).map_err(failed)
+        Home::keep(&self.path.with_extension(HOME), vm)
     }
 
     /// The file.
@@ -298,6 +301,14 @@ impl Account {
     pub fn may_have_run(&self) -> bool {
         let failed = matches!(self.steps.last(), Some((_, Step::Failed { .. })));
         !failed && self.steps.iter().any(|(_, step)| matches!(step, Step::Go))
+    }
+
+    /// The guest's UUID.
+    pub fn uuid(&self) -> Option<&str> {
+        match self.steps.first() {
+            Some((_, Step::Begin { uuid, .. } | Step::Leave { uuid, .. })) => uuid.as_deref(),
+            _ => None,
+        }
     }
 
     /// Whether it is of a guest that left, and not of one that came in.
@@ -388,6 +399,31 @@ mod tests {
         assert!(journal.accounts().unwrap()[0].may_have_run());
         entry.file.write_all(b"garbage\n").unwrap();
         assert!(journal.accounts().unwrap_err().to_string().contains(".journal: reading the journal"));
+    }
+
+    #[test]
+    fn what_xen_said_is_found_by_the_guests_uuid_and_the_last_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let came = |stem: &str, uuid: &str, name: &str| {
+            let path = folder.path().join(stem);
+            let begin = Step::Begin { guest: name.to_owned(), uuid: Some(uuid.to_owned()), from: None };
+            let line = serde_json::to_string(&Line { unix_ms: 1, step: begin }).unwrap();
+            fs::write(path.with_extension("journal"), line + "\n").unwrap();
+            let mut vm = Vm { xen: Some(hyperferry_vm_model::XenDomain::default()), ..Vm::default() };
+            vm.config.name = name.to_owned();
+            Home::keep(&path.with_extension(HOME), &vm).unwrap();
+        };
+        came("1-7", "a", "first");
+        came("2-7", "a", "second");
+        came("3-7", "b", "other");
+        fs::write(folder.path().join("3-7.home"), "{").unwrap();
+        let found = |uuid| journal.home_of(uuid).map(|home| home.map(|home| home.config().name.clone()));
+        assert_eq!(found("A").unwrap().as_deref(), Some("second"));
+        assert_eq!(found("c").unwrap(), None);
+        assert!(found("b").unwrap_err().to_string().contains("3-7.home: damaged"));
+        assert_eq!(journal.homes().len(), 2);
+        assert!(Journal::existing(&folder.path().join("none")).is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! * [`template`] lets the destination QEMU write an empty guest of its own, so that its dialect is known.
 //! * [`landing`] hands a stream to a QEMU that waits for it, and lets the guest run.
 //! * [`receive`] answers the sender of an `xl migrate`, [`journal`] keeps what was done about it.
+//! * [`home`] is what only Xen knows of a guest, kept for its way back.
 //! * [`send`] is the other direction: it takes a guest out of a running QEMU and plays the sender of an `xl migrate`.
 //! * [`gateway`] stands between a sender and a receiver on two other hosts, a [`link`] connects it to one of them.
 //! * [`progress`] tells whoever watches, as bars or as lines of JSON.
@@ -15,6 +16,7 @@
 pub mod endpoint;
 mod error;
 pub mod gateway;
+pub mod home;
 mod interrupt;
 pub mod journal;
 pub mod landing;

@@ -3,6 +3,8 @@
 use hyperferry_kvm_state as kvm;
 use hyperferry_relay::{
     endpoint::{Output, open_input, open_output},
+    home::{Home, WayHome},
+    journal::Journal,
     progress::{Precopy, Progress},
     session::{self, Translated},
 };
@@ -18,7 +20,7 @@ use super::{Intake, open};
 use crate::{
     args::{Convert, Target, Words},
     destination::say_what_to_map,
-    exit::{self, Result},
+    exit::{self, Error, Result},
     host, progress,
     report::Account,
     runtime,
@@ -34,9 +36,13 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
     };
     let account = Account { file: arguments.loss.report.as_deref(), to, verbose: words.verbose > 0 };
     let policy = arguments.loss.allow.policy();
+    if arguments.home.is_some() && arguments.to != Target::Xen {
+        return Err(Error::Usage("--home is about a guest that goes back to Xen: --to xen".to_owned()));
+    }
+    let named = arguments.home.as_deref().map(Home::read).transpose()?;
     let source = account.of(open(&arguments.input, policy))?;
     let shown = progress::start(words, &source.outline().config.name)?;
-    let work = runtime::unless_interrupted(translate(arguments, source, &shown.progress));
+    let work = runtime::unless_interrupted(translate(arguments, source, named, &shown.progress));
     let made = runtime::run(work);
     shown.clear();
     let (output, translated) = account.of(made)?;
@@ -48,10 +54,15 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
     Ok(exit::OK)
 }
 
-async fn translate(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
+async fn translate(
+    arguments: &Convert,
+    source: Intake,
+    named: Option<Home>,
+    progress: &Progress,
+) -> Result<(Output, Translated)> {
     if arguments.to != Target::Qemu {
         return match arguments.to {
-            Target::Xen => to_xen(arguments, source, progress).await,
+            Target::Xen => to_xen(arguments, source, named, progress).await,
             Target::Kvm => to_kvm(source, open_output(&arguments.output)?, progress).await,
             _ => to_model(source, open_output(&arguments.output)?, progress).await,
         };
@@ -85,27 +96,38 @@ async fn to_model(source: Intake, output: Output, progress: &Progress) -> Result
 }
 
 /// A save stream for a Xen host, in the dialect of the template.
-async fn to_xen(arguments: &Convert, source: Intake, progress: &Progress) -> Result<(Output, Translated)> {
+async fn to_xen(
+    arguments: &Convert,
+    source: Intake,
+    named: Option<Home>,
+    progress: &Progress,
+) -> Result<(Output, Translated)> {
+    let mut outline = source.outline().clone();
+    args::know_devices(&outline)?;
+    let from_xen = outline.remainder.as_ref().is_some_and(|remainder| remainder.from_xen);
+    let journal = Journal::existing(&arguments.journal);
+    let way = WayHome::find(&outline, from_xen, named, journal.as_ref())?;
+    way.give(&mut outline);
     let template = match &arguments.template {
         Some(path) => xen::Template::from_stream(open_input(path)?.reader)?,
-        None => xen::Template::bundled(source.outline())?,
+        None => xen::Template::bundled(way.home().map_or(&outline.config, Home::config))?,
     };
-    let named = arguments.template.is_some();
-    args::know_devices(source.outline())?;
+    let chosen = arguments.template.is_some();
     let relocation = arguments.destination.relocation();
     let policy = arguments.loss.allow.policy();
     let output = open_output(&arguments.output)?;
     let counter = progress.clone();
     let made = session::write(output, progress, move |out| {
-        counter.expect(Precopy::of_xen(source.outline().memory.size() / PAGE_SIZE));
+        counter.expect(Precopy::of_xen(outline.memory.size() / PAGE_SIZE));
         let destination = xen::Destination { template: &template, relocation: &relocation, policy: &policy };
-        let mut report = Report::default();
-        template.note_cpu(source.outline(), named, &mut report);
-        let mut sink = XenSink::new(out, source.outline(), destination, &mut report)?;
-        let taken = source.pump(|addresses, data| {
+        let mut report = way.report().clone();
+        template.note_cpu(&outline, chosen, &mut report);
+        let mut sink = XenSink::new(out, &outline, destination, &mut report)?;
+        let mut taken = source.pump(|addresses, data| {
             counter.pages(session::page_numbers(addresses));
             sink.pages(addresses, data)
         })?;
+        way.give(&mut taken.vm);
         let mut account = taken.report;
         account.fields.extend(report.fields);
         account.findings.extend(report.findings);

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where the journal is unless somebody says otherwise.
-pub(super) const JOURNAL: &str = "/var/lib/hyperferry";
+pub(crate) const JOURNAL: &str = "/var/lib/hyperferry";
 
 /// Arguments of `resolve`.
 #[derive(Args, Debug)]
@@ -94,12 +94,8 @@ async fn ask(account: &Account) -> Option<String> {
 
 /// Whether one of the later moves took a guest away again.
 fn left_since<'a>(account: &Account, later: impl IntoIterator<Item = &'a Account>) -> bool {
-    let guest = |account: &Account| match account.steps.first() {
-        Some((_, Step::Begin { uuid, .. } | Step::Leave { uuid, .. })) => uuid.clone(),
-        _ => None,
-    };
-    let uuid = guest(account);
-    uuid.is_some() && later.into_iter().any(|other| other.leaves() && guest(other) == uuid)
+    let uuid = account.uuid();
+    uuid.is_some() && later.into_iter().any(|other| other.leaves() && other.uuid() == uuid)
 }
 
 fn heading(account: &Account) -> String {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use hyperferry_relay::{
     endpoint::open_input,
+    home::{Home, WayHome},
     journal::{Entry, Journal, Step},
     send::{Departure, Facts, Guest, Pace, Passage, Receiver, Sent, Xen},
 };
@@ -16,7 +17,7 @@ use hyperferry_translate::{
     qemu::Accelerator,
     xen::{Identity, Relocation, Template},
 };
-use hyperferry_vm_model::Vm;
+use hyperferry_vm_model::GuestConfig;
 
 use super::resolve;
 use crate::{
@@ -58,6 +59,10 @@ pub(crate) struct Send {
     /// learned from it [default: Xen 4.17 with QEMU 7.2]
     #[arg(long, value_name = "FILE")]
     pub(crate) template: Option<PathBuf>,
+    /// What Xen said of a guest that came from there: the `.home` file that `receive` has kept, or the save file that it
+    /// came in [default: by its UUID from the journal]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) home: Option<PathBuf>,
     /// What to accept, and where to account for it
     #[command(flatten)]
     pub(crate) loss: Loss,
@@ -88,11 +93,12 @@ pub(crate) struct Send {
 pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
     let monitor = monitor(&arguments.qemu)?;
     let command = command(&arguments);
+    let named = arguments.home.as_deref().map(Home::read).transpose()?;
     let journal = Journal::open(&arguments.journal)?;
     let mut entry = journal.begin()?;
     let account = Account { file: arguments.loss.report.as_deref(), to: "xen", verbose: words.verbose > 0 };
     let (sent, report, shown) = runtime::run(async {
-        let found = runtime::unless_interrupted(admit(&arguments, &monitor, &journal)).await;
+        let found = runtime::unless_interrupted(admit(&arguments, &monitor, named, &journal)).await;
         let (guest, passage, pace) = account.of(found)?;
         let shown = progress::start(words, &passage.outline().config.name)?;
         let config = &passage.outline().config;
@@ -150,7 +156,12 @@ async fn deaf() {
 }
 
 /// Finds the guest, and refuses what its QEMU's word is enough to refuse.
-async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(Guest, Passage, Pace)> {
+async fn admit(
+    arguments: &Send,
+    monitor: &Path,
+    named: Option<Home>,
+    journal: &Journal,
+) -> Result<(Guest, Passage, Pace)> {
     let mut guest = Guest::attach(monitor).await?;
     if !guest.ran() {
         let state = guest.run_state().await?;
@@ -164,11 +175,11 @@ async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(G
         let why = "QEMU was given no name for its guest (-name); say one with --name NAME";
         return Err(Error::Usage(why.to_owned()));
     }
-    let uuid = facts.config.uuid.as_deref().filter(|_| facts.came_from_xen());
-    let home = uuid.map(|uuid| journal.home_of(uuid)).transpose()?.flatten();
+    let outline = facts.outline();
+    let way = WayHome::find(&outline, facts.came_from_xen(), named, Some(journal))?;
     let accelerator = if facts.kvm { Accelerator::Kvm } else { Accelerator::Tcg };
-    let to = xen(arguments, &home.clone().unwrap_or_else(|| facts.outline()))?;
-    let passage = Passage::admit(&facts, home, host::tsc_khz(accelerator), to)?;
+    let to = xen(arguments, way.home().map_or(&outline.config, Home::config))?;
+    let passage = Passage::admit(&facts, way, host::tsc_khz(accelerator), to)?;
     let pace = Pace {
         bandwidth: arguments.bandwidth,
         downtime_ms: arguments.downtime,
@@ -185,7 +196,7 @@ async fn admit(arguments: &Send, monitor: &Path, journal: &Journal) -> Result<(G
 }
 
 /// The destination that was asked for.
-fn xen(arguments: &Send, guest: &Vm) -> Result<Xen> {
+fn xen(arguments: &Send, guest: &GuestConfig) -> Result<Xen> {
     let template = match &arguments.template {
         Some(path) => Template::from_stream(open_input(path)?.reader)?,
         None => Template::bundled(guest)?,

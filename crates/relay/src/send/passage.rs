@@ -17,6 +17,7 @@ use hyperferry_vm_model::{CpuidPolicy, PAGE_SIZE, Vm};
 
 use super::{Facts, Pace, Platform};
 use crate::{
+    home::WayHome,
     progress::{Precopy, Progress},
     session::page_numbers,
 };
@@ -30,6 +31,7 @@ pub struct Passage {
     policy: Policy,
     admitted: Report,
     platform: Platform,
+    way: WayHome,
 }
 
 /// The destination as the user describes it.
@@ -46,23 +48,21 @@ pub struct Xen {
 impl Passage {
     /// Refuses what can be refused by QEMU's word.
     ///
-    /// `home` is what is known of a guest that came from Xen, `tsc_khz` the rate of its time-stamp counter where the
+    /// `way` is what is known of a guest that came from Xen, `tsc_khz` the rate of its time-stamp counter where the
     /// stream does not tell it.
-    pub fn admit(facts: &Facts, home: Option<Vm>, tsc_khz: Option<u32>, to: Xen) -> Result<Self> {
+    pub fn admit(facts: &Facts, way: WayHome, tsc_khz: Option<u32>, to: Xen) -> Result<Self> {
         let Xen { template, relocation, policy } = to;
-        let mut report = facts.judge(&policy);
         let mut vm = facts.outline();
-        vm.clock.tsc_khz = tsc_khz.unwrap_or(0);
-        match home {
-            Some(home) => {
-                vm.cpuid = home.cpuid;
-                vm.xen = home.xen;
-            }
-            None => {
-                judge_cpu(&vm.cpuid, &template.cpuid, &policy, &mut report);
-                // A Xen shows its guests what it can carry; this one has seen no more.
-                vm.cpuid = CpuidPolicy::default();
-            }
+        way.give(&mut vm);
+        if vm.clock.tsc_khz == 0 {
+            vm.clock.tsc_khz = tsc_khz.unwrap_or(0);
+        }
+        let mut report = facts.judge(&policy);
+        report.findings.extend_from_slice(&way.report().findings);
+        if way.home().is_none() {
+            judge_cpu(&vm.cpuid, &template.cpuid, &policy, &mut report);
+            // A Xen shows its guests what it can carry; this one has seen no more.
+            vm.cpuid = CpuidPolicy::default();
         }
         vm.config.name = relocation.name.clone().unwrap_or(vm.config.name);
         TranslateError::unless_allowed(&report)?;
@@ -71,7 +71,7 @@ impl Passage {
         let usual = Hint::default();
         let apic_bus_hz = platform.apic_bus_hz.unwrap_or(usual.apic_bus_hz);
         let hint = Hint { vm, accelerator: Some(accelerator), apic_bus_hz };
-        Ok(Self { hint, template, relocation, policy, admitted: report, platform })
+        Ok(Self { hint, template, relocation, policy, admitted: report, platform, way })
     }
 
     /// What is known of the guest.
@@ -105,6 +105,7 @@ impl Passage {
             progress.pages(page_numbers(addresses));
             Ok(())
         })?;
+        self.way.give(&mut taken.vm);
         taken.vm.timers.hpet = self.platform.hpet()?.or(taken.vm.timers.hpet);
         report.fields.extend(taken.report.fields);
         report.findings.extend(taken.report.findings);

@@ -194,10 +194,12 @@ mod tests {
 
     use hyperferry_vm_model::DeviceValue;
 
+    use hyperferry_vm_model::GuestConfig;
+
     use super::*;
 
     fn template() -> Template {
-        Template::bundled(&Vm::default()).unwrap()
+        Template::bundled(&GuestConfig::default()).unwrap()
     }
 
     /// A guest with the template's device of this kind, in another slot.

@@ -10,7 +10,7 @@
 use std::io::Read;
 
 use hyperferry_qemu_stream::{DeviceState, Section};
-use hyperferry_vm_model::{CpuidPolicy, Vm};
+use hyperferry_vm_model::{CpuidPolicy, GuestConfig, Vm};
 use hyperferry_wire::StreamPath;
 use hyperferry_xen_stream::{Event, StreamReader, hvm, libxc, libxl};
 
@@ -91,8 +91,8 @@ impl Template {
     }
 
     /// The dialect of Xen 4.17 with QEMU 7.2, for a guest like this one.
-    pub fn bundled(outline: &Vm) -> Result<Self> {
-        let (own, other) = if outline.config.xen_platform { (XENFV, PC) } else { (PC, XENFV) };
+    pub fn bundled(guest: &GuestConfig) -> Result<Self> {
+        let (own, other) = if guest.xen_platform { (XENFV, PC) } else { (PC, XENFV) };
         let mut template = Self::from_stream(own)?;
         for section in Self::from_stream(other)?.sections {
             let vmsd = section.vmsd();
