@@ -92,7 +92,7 @@ async fn a_template_says_what_the_machine_with_its_backends_would() {
     let lines = [
         format!("-hda {disk} -cdrom {disc} -fda {floppy} -nographic"),
         format!(
-            "{disk} -nodefaults -vga std -nic socket,udp=127.0.0.1:9,localaddr=127.0.0.1:0,model=rtl8139"
+            "{disk} -nodefaults -display none -vga std -nic socket,udp=127.0.0.1:9,localaddr=127.0.0.1:0,model=rtl8139"
         ),
         format!("-nodefaults -drive if=pflash,format=raw,file={flash},readonly=on -display none -net none"),
         format!(
