@@ -19,6 +19,7 @@ mod memory;
 mod remainder;
 mod timer;
 mod xen;
+pub mod xstate;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,25 +3,14 @@
 //! KVM keeps the x87 registers in the order of the stack (FXSAVE), as the model does; the tag byte counts physical
 //! registers on both sides. A component whose XSTATE_BV bit is 0 has its initial values, whatever bytes it holds.
 
-use hyperferry_vm_model::{Avx512, Fpu, Mpx, Vcpu, Vectors};
+use hyperferry_vm_model::{
+    Avx512, Fpu, Mpx, Vcpu, Vectors,
+    xstate::{self, AVX, BNDCSR, BNDREGS, HI16_ZMM, NAMED, OPMASK, PKRU, SSE, X87, ZMM_HI256},
+};
 
 use crate::fate::Fates;
 use crate::state::{KvmVcpu, Xsave};
 use crate::{Error, Result};
-
-const X87: u64 = 1 << 0;
-const SSE: u64 = 1 << 1;
-const AVX: u64 = 1 << 2;
-const BNDREGS: u64 = 1 << 3;
-const BNDCSR: u64 = 1 << 4;
-const OPMASK: u64 = 1 << 5;
-const ZMM_HIGH: u64 = 1 << 6;
-const ZMM_16_31: u64 = 1 << 7;
-const PKRU: u64 = 1 << 9;
-/// Components that the model has names for.
-const NAMED: u64 = 0x2ff;
-/// MXCSR after reset.
-const MXCSR_INITIAL: u32 = 0x1f80;
 
 pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
     // The selectors have no place beside 64-bit pointers.
@@ -58,7 +47,8 @@ pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
         pkru: vcpu.pkru,
         other: Vec::new(),
     };
-    let used = in_use(vcpu);
+    // KVM would not look at them without their bits.
+    let used = xstate::in_use(vcpu);
     if used & !state.xstate_bv == 0 {
         fates.carried(&["xstate_bv"], "xsave.xstate_bv");
     } else {
@@ -68,25 +58,6 @@ pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
     Xsave { xstate_bv: state.xstate_bv | used, ..state }
 }
 
-/// Components whose registers differ from their initial values: KVM would not look at them without their bits.
-fn in_use(vcpu: &Vcpu) -> u64 {
-    let initial = Fpu { mxcsr: vcpu.fpu.mxcsr, ..Fpu::default() };
-    let bit = |used: bool, bit: u64| if used { bit } else { 0 };
-    bit(vcpu.fpu != initial, X87)
-        // MXCSR belongs to SSE: without the bit KVM does not take it.
-        | bit(vcpu.vectors.xmm != [[0; 16]; 16] || vcpu.fpu.mxcsr != MXCSR_INITIAL, SSE)
-        | bit(vcpu.vectors.ymm_high != [[0; 16]; 16], AVX)
-        | vcpu.mpx.map_or(0, |mpx| {
-            bit(mpx.bounds != [[0; 2]; 4], BNDREGS) | bit(mpx.bndcfgu != 0 || mpx.bndstatus != 0, BNDCSR)
-        })
-        | vcpu.avx512.as_ref().map_or(0, |avx512| {
-            bit(avx512.opmask != [0; 8], OPMASK)
-                | bit(avx512.zmm_high != [[0; 32]; 16], ZMM_HIGH)
-                | bit(avx512.zmm_16_31 != [[[0; 32]; 2]; 16], ZMM_16_31)
-        })
-        | bit(vcpu.pkru.is_some_and(|pkru| pkru != 0), PKRU)
-}
-
 /// Fills the model's registers from the area.
 pub(super) fn normalise(from: &KvmVcpu, vcpu: &mut Vcpu, fates: &mut Fates) -> Result<()> {
     let area = &from.xsave;
@@ -94,7 +65,7 @@ pub(super) fn normalise(from: &KvmVcpu, vcpu: &mut Vcpu, fates: &mut Fates) -> R
     fates.carried(&["xsave"], "fpu, vectors, avx512, mpx, pkru, xstate_bv");
     fates.dropped("xsave.mxcsr_mask", "a fact of the host's CPU");
     vcpu.fpu = if set(X87) { normalise_x87(area)? } else { Fpu::default() };
-    vcpu.fpu.mxcsr = if set(SSE | AVX) { area.mxcsr } else { MXCSR_INITIAL };
+    vcpu.fpu.mxcsr = if set(SSE | AVX) { area.mxcsr } else { Fpu::default().mxcsr };
     vcpu.vectors = Vectors {
         xmm: if set(SSE) { area.xmm.map(u128::to_le_bytes) } else { Default::default() },
         ymm_high: area
@@ -110,8 +81,8 @@ pub(super) fn normalise(from: &KvmVcpu, vcpu: &mut Vcpu, fates: &mut Fates) -> R
     let avx512 = area.opmask.is_some() || area.zmm_high.is_some() || area.zmm_16_31.is_some();
     vcpu.avx512 = avx512.then(|| Avx512 {
         opmask: area.opmask.filter(|_| set(OPMASK)).unwrap_or_default(),
-        zmm_high: area.zmm_high.filter(|_| set(ZMM_HIGH)).unwrap_or_default().map(whole),
-        zmm_16_31: area.zmm_16_31.filter(|_| set(ZMM_16_31)).map_or_else(Default::default, |registers| {
+        zmm_high: area.zmm_high.filter(|_| set(ZMM_HI256)).unwrap_or_default().map(whole),
+        zmm_16_31: area.zmm_16_31.filter(|_| set(HI16_ZMM)).map_or_else(Default::default, |registers| {
             registers.map(|[a, b, c, d]| [whole([a, b]), whole([c, d])])
         }),
     });

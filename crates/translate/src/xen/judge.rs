@@ -3,10 +3,9 @@
 //! Source: `xen/arch/x86/hvm` of Xen 4.17 to 4.20 (vlapic.c, hpet.c, hvm.c), and `formats/qemu/sections.md` for what a
 //! QEMU says in its own words.
 
-use hyperferry_vm_model::{Device, Vm};
+use hyperferry_vm_model::{Device, Vm, xstate};
 
 use crate::{
-    component::vcpu::KNOWN_COMPONENTS,
     kvm_services,
     refusal::{self, Policy},
     report::Report,
@@ -87,7 +86,7 @@ fn judge_cpus(vm: &Vm, policy: &Policy, report: &mut Report) {
             let remedy = "shut them down and unload the guest's hypervisor (rmmod kvm_intel, kvm_amd)";
             policy.refuse(report, refusal::NESTED, what, remedy);
         }
-        let unknown = vcpu.xstate_bv & !KNOWN_COMPONENTS;
+        let unknown = vcpu.xstate_bv & !xstate::NAMED;
         if unknown != 0 {
             let what = format!("vCPU {id} holds XSAVE state that we do not carry (components {unknown:#x})");
             let remedy = "boot the guest with a CPU model that does not offer it";

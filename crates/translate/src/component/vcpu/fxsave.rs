@@ -1,22 +1,9 @@
 //! The FXSAVE image and the XSAVE area in its standard format (Intel SDM vol. 1, 10.5 and 13.4; AMD APM vol. 2, 11.5).
 
-use hyperferry_vm_model::{Avx512, CpuidPolicy, Fpu, Mpx, Vcpu, Vectors};
-
-/// XSAVE state components, by their bit in XCR0.
-pub(crate) mod bit {
-    pub(crate) const X87: u32 = 0;
-    pub(crate) const SSE: u32 = 1;
-    pub(crate) const AVX: u32 = 2;
-    pub(crate) const BNDREGS: u32 = 3;
-    pub(crate) const BNDCSR: u32 = 4;
-    pub(crate) const OPMASK: u32 = 5;
-    pub(crate) const ZMM_HI256: u32 = 6;
-    pub(crate) const HI16_ZMM: u32 = 7;
-    pub(crate) const PKRU: u32 = 9;
-}
-
-/// Components that the model holds.
-pub(crate) const KNOWN_COMPONENTS: u64 = 0x2ff;
+use hyperferry_vm_model::{
+    Avx512, CpuidPolicy, Fpu, Mpx, Vcpu, Vectors,
+    xstate::{self, AVX, BNDCSR, BNDREGS, HI16_ZMM, OPMASK, PKRU, SSE, X87, ZMM_HI256},
+};
 
 /// Legacy region: x87, MXCSR and XMM.
 pub(crate) struct Legacy {
@@ -72,16 +59,9 @@ pub(crate) fn legacy_image(fpu: &Fpu, xmm: &[[u8; 16]; 16]) -> [u8; 512] {
     image
 }
 
-/// The components that hold something: those that XSTATE_BV names, and those that are not in their initial state. QEMU's
-/// emulation does not keep XSTATE_BV up to date.
+/// The components that hold something: those that XSTATE_BV names, and those that are not in their initial state.
 pub(crate) fn in_use(vcpu: &Vcpu) -> u64 {
-    let initial = Fpu { mxcsr: vcpu.fpu.mxcsr, ..Fpu::default() };
-    let holds = |component: u32, holds: bool| u64::from(holds) << component;
-    vcpu.xstate_bv
-        | holds(bit::X87, vcpu.fpu != initial)
-        | holds(bit::SSE, vcpu.vectors.xmm != [[0; 16]; 16] || vcpu.fpu.mxcsr != Fpu::default().mxcsr)
-        | holds(bit::AVX, vcpu.vectors.ymm_high != [[0; 16]; 16])
-        | holds(bit::PKRU, vcpu.pkru.is_some_and(|pkru| pkru != 0))
+    vcpu.xstate_bv | xstate::in_use(vcpu)
 }
 
 /// Where the components of an XSAVE area lie, and how long it is, in the standard format of a CPUID policy.
@@ -89,49 +69,50 @@ struct Places<'a>(&'a CpuidPolicy);
 
 impl Places<'_> {
     /// Offset and size of a component.
-    fn of(&self, component: u32) -> Option<(usize, usize)> {
-        match self.0.leaf(0xd, component) {
+    fn of(&self, component: u64) -> Option<(usize, usize)> {
+        match self.0.leaf(0xd, component.trailing_zeros()) {
             Some(leaf) if leaf.ebx != 0 => Some((leaf.ebx as usize, leaf.eax as usize)),
             // The policy may be missing (streams before Xen 4.14): AVX lies at 576 on every CPU made.
-            _ if component == bit::AVX => Some((576, 256)),
+            _ if component == AVX => Some((576, 256)),
             _ => None,
         }
     }
 }
 
 /// An XSAVE area in its standard format with room for `components`, or the first of them that has no place.
-pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result<Vec<u8>, u32> {
+pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result<Vec<u8>, u64> {
     let places = Places(policy);
     let mut area = legacy_image(&vcpu.fpu, &vcpu.vectors.xmm).to_vec();
     area.extend([0; 64]);
     let in_use = in_use(vcpu);
     put(&mut area, 512, &(in_use & components).to_le_bytes());
-    for component in (bit::AVX..u64::BITS).filter(|component| components >> component & 1 == 1) {
+    let extended = (2..u64::BITS).map(|number| 1 << number);
+    for component in extended.filter(|component| components & component != 0) {
         let (offset, size) = places.of(component).ok_or(component)?;
         let end = offset + size;
         if area.len() < end {
             area.resize(end, 0);
         }
         // A component in its initial state is told by XSTATE_BV; its bytes say nothing.
-        if in_use >> component & 1 == 1 {
+        if in_use & component != 0 {
             put(&mut area, offset, &component_bytes(vcpu, component));
         }
     }
     Ok(area)
 }
 
-fn component_bytes(vcpu: &Vcpu, component: u32) -> Vec<u8> {
+fn component_bytes(vcpu: &Vcpu, component: u64) -> Vec<u8> {
     let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let avx512 = || vcpu.avx512.clone().unwrap_or_default();
     let mpx = vcpu.mpx.unwrap_or_default();
     match component {
-        bit::AVX => vcpu.vectors.ymm_high.concat(),
-        bit::BNDREGS => words(mpx.bounds.as_flattened()),
-        bit::BNDCSR => words(&[mpx.bndcfgu, mpx.bndstatus]),
-        bit::OPMASK => words(&avx512().opmask),
-        bit::ZMM_HI256 => avx512().zmm_high.concat(),
-        bit::HI16_ZMM => avx512().zmm_16_31.as_flattened().concat(),
-        bit::PKRU => vcpu.pkru.unwrap_or_default().to_le_bytes().to_vec(),
+        AVX => vcpu.vectors.ymm_high.concat(),
+        BNDREGS => words(mpx.bounds.as_flattened()),
+        BNDCSR => words(&[mpx.bndcfgu, mpx.bndstatus]),
+        OPMASK => words(&avx512().opmask),
+        ZMM_HI256 => avx512().zmm_high.concat(),
+        HI16_ZMM => avx512().zmm_16_31.as_flattened().concat(),
+        PKRU => vcpu.pkru.unwrap_or_default().to_le_bytes().to_vec(),
         _ => Vec::new(),
     }
 }
@@ -160,26 +141,26 @@ impl<'a> XsaveArea<'a> {
     /// x87 and SSE; a component in its initial state leaves stale bytes in the area, so it is put right here.
     pub(crate) fn legacy(&self) -> Legacy {
         let Legacy { mut fpu, mut xmm } = legacy(&at(self.area, 0));
-        if !self.has(bit::X87) {
+        if !self.has(X87) {
             fpu = Fpu { mxcsr: fpu.mxcsr, ..Fpu::default() };
         }
-        if !self.has(bit::SSE) {
+        if !self.has(SSE) {
             xmm = [[0; 16]; 16];
         }
-        if !self.has(bit::SSE) && !self.has(bit::AVX) {
+        if !self.has(SSE | AVX) {
             fpu.mxcsr = Fpu::default().mxcsr;
         }
         Legacy { fpu, xmm }
     }
 
     pub(crate) fn vectors(&self, xmm: [[u8; 16]; 16]) -> Vectors {
-        let high = self.component(bit::AVX);
+        let high = self.component(AVX);
         Vectors { xmm, ymm_high: std::array::from_fn(|n| at(high, 16 * n)) }
     }
 
     pub(crate) fn avx512(&self) -> Avx512 {
         let (opmask, high, upper) =
-            (self.component(bit::OPMASK), self.component(bit::ZMM_HI256), self.component(bit::HI16_ZMM));
+            (self.component(OPMASK), self.component(ZMM_HI256), self.component(HI16_ZMM));
         Avx512 {
             opmask: std::array::from_fn(|n| u64::from_le_bytes(at(opmask, 8 * n))),
             zmm_high: std::array::from_fn(|n| at(high, 32 * n)),
@@ -188,7 +169,7 @@ impl<'a> XsaveArea<'a> {
     }
 
     pub(crate) fn mpx(&self) -> Mpx {
-        let (regs, csr) = (self.component(bit::BNDREGS), self.component(bit::BNDCSR));
+        let (regs, csr) = (self.component(BNDREGS), self.component(BNDCSR));
         let word = |bytes, n: usize| u64::from_le_bytes(at(bytes, 8 * n));
         Mpx {
             bounds: std::array::from_fn(|n| [word(regs, 2 * n), word(regs, 2 * n + 1)]),
@@ -198,15 +179,15 @@ impl<'a> XsaveArea<'a> {
     }
 
     pub(crate) fn pkru(&self) -> u32 {
-        u32::from_le_bytes(at(self.component(bit::PKRU), 0))
+        u32::from_le_bytes(at(self.component(PKRU), 0))
     }
 
-    fn has(&self, component: u32) -> bool {
-        self.xstate_bv >> component & 1 == 1
+    fn has(&self, components: u64) -> bool {
+        self.xstate_bv & components != 0
     }
 
     /// A component's bytes; empty, which reads as zeros, when it is in its initial state.
-    fn component(&self, component: u32) -> &'a [u8] {
+    fn component(&self, component: u64) -> &'a [u8] {
         if !self.has(component) {
             return &[];
         }
@@ -262,6 +243,18 @@ mod tests {
         let area = XsaveArea::new(&area, &policy);
         assert_eq!(area.vectors([[0; 16]; 16]).ymm_high[1][0], ((576 + 16) % 251) as u8);
         assert_eq!(area.pkru().to_le_bytes()[0], (832 % 251) as u8);
+    }
+
+    #[test]
+    fn registers_that_xstate_bv_forgets_are_written() {
+        let mpx = Mpx { bounds: [[1, 2]; 4], ..Mpx::default() };
+        let vcpu = Vcpu { xstate_bv: 0, mpx: Some(mpx), ..Vcpu::default() };
+        let mut policy = policy();
+        let bounds = CpuidLeaf { leaf: 0xd, subleaf: Some(3), eax: 64, ebx: 960, ..CpuidLeaf::default() };
+        policy.leaves.push(bounds);
+        let written = super::area(&vcpu, BNDREGS, &policy).unwrap();
+        let read = XsaveArea::new(&written, &policy);
+        assert_eq!((read.xstate_bv(), read.mpx()), (BNDREGS, mpx));
     }
 
     #[test]

@@ -4,5 +4,3 @@ mod fxsave;
 pub(crate) mod qemu;
 pub(crate) mod qemu_in;
 pub(crate) mod xen;
-
-pub(crate) use fxsave::KNOWN_COMPONENTS;

@@ -2,9 +2,8 @@
 //! `qemu_in.rs`.
 
 use hyperferry_qemu_stream::{Subsection, Tree, Value};
-use hyperferry_vm_model::{Avx512, EventKind, Mpx, Mtrrs, RunState, Segment, Vcpu};
+use hyperferry_vm_model::{Avx512, EventKind, Mpx, Mtrrs, RunState, Segment, Vcpu, xstate};
 
-use super::fxsave::bit;
 use crate::{
     Result,
     qemu::{Accelerator, Target},
@@ -150,7 +149,7 @@ pub(super) fn hflags(vcpu: &Vcpu) -> u32 {
     set(22, s.cr4 & CR4_OSFXSR != 0);
     set(23, s.cr4 & CR4_SMAP != 0);
     set(27, s.cr4 & CR4_UMIP != 0);
-    let avx = 1_u64 << bit::SSE | 1 << bit::AVX;
+    let avx = xstate::SSE | xstate::AVX;
     set(28, s.cr4 & CR4_OSXSAVE != 0 && s.xcr0 & avx == avx);
     if long_mode && seg.cs.attributes.long() {
         set(4, true);

@@ -3,11 +3,11 @@
 use hyperferry_vm_model::{
     CpuidPolicy, DescriptorTable, DescriptorTables, EventKind, GeneralRegisters, MachineCheck, Mtrrs,
     PendingEvent, RunState, Segment, SegmentAttributes, Segments, SystemRegisters, VariableRange, Vcpu,
-    Vectors,
+    Vectors, xstate,
 };
 use hyperferry_xen_stream::hvm;
 
-use super::fxsave::{self, KNOWN_COMPONENTS, XsaveArea, bit};
+use super::fxsave::{self, XsaveArea};
 use crate::{
     refusal::{self, Policy},
     report::{Report, Severity},
@@ -234,7 +234,7 @@ fn normalise_xstate(
                 cpuid.leaf(0xd, 0).map_or(3, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
             // The guest turned XSAVE on and Xen did not see XCR0 being written, as happens where the CPU that Xen
             // runs on is itself emulated. All that the policy offers is what an operating system turns on.
-            vcpu.system.xcr0 = available & KNOWN_COMPONENTS | 1;
+            vcpu.system.xcr0 = available & xstate::NAMED | xstate::X87;
             let what = format!(
                 "vCPU {id} uses XSAVE and the stream has no CPU_XSAVE record; XCR0 is taken as {:#x}, all that its CPUID policy offers",
                 vcpu.system.xcr0
@@ -254,12 +254,12 @@ fn normalise_xstate(
     vcpu.xstate_bv = area.xstate_bv();
     vcpu.fpu = legacy.fpu;
     vcpu.vectors = area.vectors(legacy.xmm);
-    let enabled = |component: u32| record.xcr0 >> component & 1 == 1;
-    vcpu.avx512 = enabled(bit::OPMASK).then(|| area.avx512());
-    vcpu.mpx = enabled(bit::BNDREGS).then(|| area.mpx());
-    vcpu.pkru = enabled(bit::PKRU).then(|| area.pkru());
+    let enabled = |component: u64| record.xcr0 & component != 0;
+    vcpu.avx512 = enabled(xstate::OPMASK).then(|| area.avx512());
+    vcpu.mpx = enabled(xstate::BNDREGS).then(|| area.mpx());
+    vcpu.pkru = enabled(xstate::PKRU).then(|| area.pkru());
 
-    let unknown = area.xstate_bv() & !KNOWN_COMPONENTS;
+    let unknown = area.xstate_bv() & !xstate::NAMED;
     if unknown != 0 || area.is_compacted() {
         let what = format!(
             "vCPU {id} holds XSAVE state that we do not carry (components {unknown:#x}{})",
@@ -384,7 +384,7 @@ fn localise_cpu(vcpu: &Vcpu) -> hvm::Cpu {
     let (g, s, system, msrs) = (&vcpu.general, &vcpu.segments, &vcpu.system, &vcpu.msrs);
     let table = |table: &DescriptorTable| hvm::Table { limit: table.limit, base: table.base };
     // x87 and SSE in their initial state, as those of a vCPU that has never touched them: nothing to load.
-    let used = fxsave::in_use(vcpu) & 3 != 0 || vcpu.xcr0_accumulated.is_some();
+    let used = fxsave::in_use(vcpu) & (xstate::X87 | xstate::SSE) != 0 || vcpu.xcr0_accumulated.is_some();
     let (pending_event, error_code) = vcpu.pending_event.map_or((0, 0), event_word);
     hvm::Cpu {
         fpu_regs: if used { fxsave::legacy_image(&vcpu.fpu, &vcpu.vectors.xmm) } else { [0; 512] },
