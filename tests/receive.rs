@@ -15,13 +15,16 @@ use std::{
     fs::{self, File},
     io::{Write, pipe},
     ops::{Deref, DerefMut},
-    os::{fd::OwnedFd, unix::fs::symlink},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
     thread,
 };
 
-use common::{command, names, patch, plain, qemus, run, slim, start_of, text, with_config};
+use common::{Run, command, names, patch, plain, qemus, run, slim, start_of, text, with_config};
 use hyperferry_testkit::{
     Fixture,
     cut::{self, Kill, Phase, Strike},
@@ -146,7 +149,25 @@ impl Move {
     }
 
     fn resolve(&self) -> String {
-        run(&["resolve", text(&self.journal())]).expect(0).stdout
+        run(&["resolve", "--offline", text(&self.journal())]).expect(0).stdout
+    }
+
+    /// With a source that answers like this: `$asked` has what it was asked.
+    fn resolve_with(&self, answer: &str, more: &[&str]) -> Run {
+        let folder = self.folder.path();
+        let script =
+            format!("#!/bin/sh\nasked=\"$*\"\necho \"$asked\" >{}/asked\n{answer}\n", folder.display());
+        let ssh = PathBuf::from(common::file(folder, "ssh", script.as_bytes()));
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let journal = self.journal();
+        let arguments = [&["resolve", text(&journal)], more].concat();
+        common::finish(command(&arguments).env("PATH", path), None)
+    }
+
+    /// With a Xen host that has these domains, each a name and its state.
+    fn resolve_among(&self, domains: &[(&str, &str)]) -> String {
+        self.resolve_with(&xl_list(domains), &[]).expect(0).stdout
     }
 
     /// What QEMU answers to a command of whoever manages the guest now.
@@ -155,6 +176,23 @@ impl Move {
         let name = names.iter().find(|name| name.ends_with(".qmp")).unwrap();
         common::ask(&self.journal().join(name), command)
     }
+}
+
+/// The UUID of the captured guest.
+const UUID: &str = "386ec7c8-4ee8-4950-8df2-058ebbccd87a";
+
+/// A script that prints what `xl list -v` of Xen 4.17 prints.
+fn xl_list(domains: &[(&str, &str)]) -> String {
+    let dom0 = "Domain-0                                     0  1536     2     r-----      95.1 00000000-0000-0000-0000-000000000000        -                -";
+    let lines = domains.iter().map(|(name, state)| {
+        format!(
+            "{name:<40} {:>5} {:>5} {:>5}     {state}  {:>8.1} {UUID} {:>8} {:>16}",
+            2, 16, 1, 15.4, "-", "-"
+        )
+    });
+    let heading = "Name                                        ID   Mem VCPUs\tState\tTime(s)   UUID                            Reason-Code\tSecurity Label";
+    let text: Vec<_> = [heading.to_owned(), dom0.to_owned()].into_iter().chain(lines).collect();
+    format!("cat <<'END'\n{}\nEND", text.join("\n"))
 }
 
 /// What the sender does with its own copy in the end.
@@ -440,4 +478,71 @@ fn a_qemu_killed_in_any_phase_leaves_one_copy() {
             stays_at_the_source(a_move);
         }
     });
+}
+
+#[test]
+fn killed_at_go_both_ends_are_asked_and_one_copy_is_named() {
+    const ASIDE: (&str, &str) = ("fixture--migratedaway", "---ss-");
+    const RUNS: (&str, &str) = ("fixture", "-b----");
+    let stream = slim(&plain());
+    for qemu in qemus() {
+        // The word was lost: ours has never run, and the source keeps its own aside.
+        let mut a_move = Move::begin(&qemu, &["--allow", "tsc-frequency"]);
+        a_move.cut(Kill::Gateway, Phase::Go);
+        assert_eq!(a_move.send(&stream), Sent::KeepsItStopped);
+        a_move.child.wait().unwrap();
+        let told = a_move.resolve_among(&[ASIDE]);
+        let line = "ssh 192.0.2.1 'xl rename fixture--migratedaway fixture && \
+                    { xl resume fixture || xl save -c fixture /dev/null; }'";
+        assert!(told.contains("  at the source: its copy there is suspended; ours is gone"), "{told}");
+        assert!(
+            told.contains("seen at the source (ssh 192.0.2.1): fixture--migratedaway is suspended"),
+            "{told}"
+        );
+        assert!(told.ends_with(&format!(": {line}\n")), "{told}");
+        let asked = fs::read_to_string(a_move.folder.path().join("asked")).unwrap();
+        assert_eq!(asked, "-o BatchMode=yes -o ConnectTimeout=8 192.0.2.1 xl list -v\n");
+        assert!(a_move.resolve_among(&[RUNS]).contains("  at the source: it runs there; ours is gone"));
+        assert!(a_move.resolve_among(&[]).contains("  nowhere: ours is gone and never ran"));
+        let unreached = a_move.resolve_with("echo 'no route' >&2; exit 255", &[]).expect(0).stdout;
+        assert!(unreached.contains("  at the source: ours is gone and never ran ("), "{unreached}");
+        assert!(
+            unreached
+                .ends_with("the source could not be asked: it cannot be reached: no route (ssh 192.0.2.1)\n")
+        );
+        a_move.left_nothing();
+
+        // The word was heard, and we were killed before the guest ran.
+        let mut a_move = Move::until_ready(&qemu, &plain(), &[]);
+        a_move.child.kill().unwrap();
+        a_move.child.wait().unwrap();
+        let journal = a_move.journal();
+        let name = names(&journal).into_iter().find(|name| name.ends_with(".journal")).unwrap();
+        let mut account = File::options().append(true).open(journal.join(name)).unwrap();
+        account.write_all(b"{\"unix_ms\":1,\"step\":\"go\"}\n").unwrap();
+        let told = a_move.resolve_among(&[RUNS]);
+        assert!(told.contains("  at the source: it was taken back and runs there"), "{told}");
+        assert!(told.contains("  do: send `quit` to QMP "), "{told}");
+        let told = a_move.resolve_with(&xl_list(&[ASIDE]), &["--json"]).expect(0).stdout;
+        let told = &serde_json::from_str::<Value>(&told).unwrap()["guests"][0];
+        let found = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
+        assert_eq!([found("guest"), found("uuid"), found("where")], ["fixture", UUID, "here"]);
+        assert_eq!((&told["there"]["copy"], &told["provided"]), (&"aside".into(), &Value::Null));
+        assert_eq!(told["commands"][0]["shell"], "ssh 192.0.2.1 xl destroy fixture--migratedaway");
+        assert_eq!(
+            (&told["commands"][1]["execute"], &told["here"]["state"]),
+            (&"cont".into(), &"paused".into())
+        );
+        assert!(a_move.resolve_among(&[]).contains("  here: it was given to us, and has not run yet"));
+        a_move.ask("cont");
+        let told = a_move.resolve_among(&[ASIDE]);
+        assert!(told.contains("  here: it runs; the copy there must not"), "{told}");
+        let two = a_move.resolve_with(&xl_list(&[RUNS]), &[]).expect(6).says("two copies run: fixture");
+        assert!(two.stdout.contains("  TWO COPIES RUN: one at either end"), "{}", two.stdout);
+        assert!(two.stdout.contains("  do: ssh 192.0.2.1 xl pause fixture"), "{}", two.stdout);
+        let dry =
+            a_move.resolve_with("sleep 60", &["--dry-run", "--peer", "ssh -p 2222 root@xen1"]).expect(0);
+        assert!(dry.stdout.contains("  here: it runs, QMP "), "{}", dry.stdout);
+        assert!(dry.stdout.ends_with("no answer in 10 s (ssh -p 2222 root@xen1)\n"), "{}", dry.stdout);
+    }
 }

@@ -133,6 +133,24 @@ impl Source {
     fn resolve(&self) -> String {
         run(&["resolve", &self.journal()]).expect(0).stdout
     }
+
+    /// With a destination that has this domain besides its own.
+    fn resolve_among(&self, domain: &str) -> String {
+        let dom0 = "Domain-0 0 1536 2 r----- 95.1 00000000-0000-0000-0000-000000000000 - -";
+        let list =
+            format!("cat <<END\nName ID Mem VCPUs State Time(s) UUID Reason-Code\n{dom0}\n{domain}END\n");
+        let peer = format!("sh {}", common::file(self.folder.path(), "peer", list.as_bytes()));
+        run(&["resolve", &self.journal(), "--peer", &peer]).expect(0).stdout
+    }
+
+    /// Takes the last steps of its journal back.
+    fn forget(&self, kept: usize) {
+        let journal = self.file("journal");
+        let name = names(&journal).into_iter().rfind(|name| name.ends_with(".journal")).unwrap();
+        let account = fs::read_to_string(journal.join(&name)).unwrap();
+        let steps: Vec<_> = account.split_inclusive('\n').take(kept).collect();
+        fs::write(journal.join(&name), steps.concat()).unwrap();
+    }
 }
 
 /// A receiver that the test plays: it gets what the sender says, and says what it is given.
@@ -255,6 +273,11 @@ fn a_guest_goes_by_xens_stream_into_another_qemu_and_on_from_there() {
         assert_eq!(source.steps(), ["leave", "sending", "ready", "go", "left"]);
         first.goes_on_from(&source.beats());
         assert!(source.resolve().contains("at the destination: it said so itself"));
+        // Had its word been lost, the hyperferry there would be asked.
+        source.forget(4);
+        let told = source.resolve();
+        assert!(told.contains("  at the destination: it runs there\n"), "{told}");
+        assert!(told.contains("seen at the destination (this host): QEMU is in state running"), "{told}");
 
         if aborts_with_a_window(&qemu) {
             continue;
@@ -412,14 +435,24 @@ fn only_the_receiver_gives_a_guest_back_behind_go() {
         assert!(source.is_in_state("postmigrate"));
         assert_eq!(source.steps().last().unwrap(), "unknown");
         assert!(source.resolve().contains("  unknown: the destination was told"));
+        assert!(source.resolve().contains("the destination could not be asked: the journal does not tell"));
+        for (domain, says) in [
+            ("web 7 16 1 -b---- 0.1", "  at the destination: it runs there; ours must not"),
+            (
+                "web--incoming 7 16 1 --p--- 0.0",
+                "  here: the destination's copy has not heard that it may run",
+            ),
+            ("other 7 16 1 -b---- 0.1", "  here: it is not at the destination"),
+        ] {
+            let uuid =
+                if domain.starts_with("other") { "11111111-2222-3333-4444-555555555555" } else { UUID };
+            let told = source.resolve_among(&format!("{domain} {uuid} - -\n"));
+            assert!(told.contains(says), "{told}");
+        }
         assert!(source.is_in_state("postmigrate"), "nobody knows, so nothing runs");
 
         // Had the sender been killed a moment before "go", its journal would end with `ready`.
-        let journal = source.file("journal");
-        let name = names(&journal).into_iter().rfind(|name| name.ends_with(".journal")).unwrap();
-        let account = fs::read_to_string(journal.join(&name)).unwrap();
-        let ready: Vec<_> = account.split_inclusive('\n').take(3).collect();
-        fs::write(journal.join(&name), ready.concat()).unwrap();
+        source.forget(3);
         assert!(source.resolve().contains("here: QEMU is in state running"));
         source.goes_on();
     }

@@ -78,6 +78,7 @@ pub(crate) enum Command {
     /// Stand between a Xen host and a KVM host, and pass a guest on; see docs/live-move.md
     Relay(Relay),
     /// Say which copy of each guest that came in or left may run
+    #[command(after_long_help = resolve::HELP)]
     Resolve(Resolve),
     /// Say whether a guest can move: what this host, and what its Xen host, has against it
     #[command(after_long_help = check::HELP)]

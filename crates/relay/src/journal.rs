@@ -266,7 +266,7 @@ impl Drop for Entry {
 }
 
 /// What a file of the journal says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Account {
     /// The file.
     pub path: PathBuf,

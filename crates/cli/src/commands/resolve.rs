@@ -1,19 +1,39 @@
-//! `hyperferry resolve`: which copy of a guest may run, from the journal and the QEMUs of this host.
+//! `hyperferry resolve`: which copy of a guest may run, from the journal, the QEMUs of this host, and the other end.
 //!
-//! A guest that came in has its QEMU's monitor beside its file; the QEMU of one that left listens where it always did.
+//! ```text
+//! journal ---- stage -+
+//! QEMU ------- here --+-> decide -> verdict -> words, or JSON
+//! other end -- there -+
+//! ```
+//!
+//! Here it ends what may never run, and lets a guest go on that stands still for a move that was abandoned. At the other
+//! end it changes nothing.
 
-mod left;
+mod decide;
+mod document;
+mod domains;
+mod here;
+mod peer;
+mod unasked;
+mod words;
 
-use std::{collections::VecDeque, path::PathBuf, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use clap::Args;
-use hyperferry_relay::{
-    journal::{Account, Journal, Step},
-    qmp,
-};
-use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use hyperferry_relay::journal::{Account, Journal, Step};
+use tokio::task::JoinSet;
 
+pub(super) use self::here::end_leftovers;
+use self::{
+    decide::{Act, Here, Place, Stage, There, Verdict, decide},
+    document::Document,
+    here::Qemu,
+    peer::{Answer, Peer, Reach, printable},
+};
 use crate::{
     exit::{self, Result},
     output, runtime,
@@ -22,140 +42,235 @@ use crate::{
 /// Where the journal is unless somebody says otherwise.
 pub(crate) const JOURNAL: &str = "/var/lib/hyperferry";
 
+/// How it is asked for, in the long help.
+pub(crate) const HELP: &str = "\
+Where the journal alone cannot know it, the other end is asked: the Xen host that a guest came from, by `ssh ADDRESS xl list`, \
+and the one that it left for as it was reached then. Nothing is changed there. Each host has ten seconds, and none is asked for \
+a password.
+
+  hyperferry resolve
+  hyperferry resolve --peer 'ssh -p 2222 root@xen1'              where the address of the connection is not enough
+  hyperferry resolve --peer 192.0.2.7='ssh root@xen1' --peer 192.0.2.8='ssh root@xen2'
+  hyperferry resolve --offline                                   this host alone
+  hyperferry resolve --json | jq -r '.guests[] | select(.where == \"here\") | .guest'
+
+Exit code 0: it has said which copies may run; 6: two copies of a guest run.";
+
 /// Arguments of `resolve`.
 #[derive(Args, Debug)]
 pub(crate) struct Resolve {
     /// The journal's directory
     #[arg(value_name = "DIR", default_value = JOURNAL)]
     pub(crate) journal: PathBuf,
+    /// What reaches the other host, without a shell: 'ssh -p 2222 root@xen1'; where the journal has guests of several, one
+    /// for each, by its name in the journal
+    #[arg(long, value_name = "[HOST=]COMMAND", value_parser = peer::reach, conflicts_with = "offline")]
+    pub(crate) peer: Vec<Reach>,
+    /// Ask no other host
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Change nothing here either: end no QEMU, let none go on
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// One JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-/// Says it for every guest that came in.
+/// What is known of a move.
+struct Case {
+    account: Account,
+    stage: Stage,
+    /// Not asked while a move is under way, or where a later move has the same QEMU.
+    qemu: Option<Qemu>,
+    /// A later move of the same guest tells more.
+    superseded: bool,
+    /// Whom to ask, or why nobody can be; nothing where there is nothing to ask.
+    peer: Option<std::result::Result<Peer, String>>,
+}
+
+/// Says it for every guest that came in or left.
 pub(super) fn run(arguments: &Resolve) -> Result<u8> {
-    let journal = Journal::open(&arguments.journal)?;
-    let text = runtime::run(async {
-        end_leftovers(&journal).await?;
-        let mut text = String::new();
-        let mut accounts = VecDeque::from(journal.accounts()?);
-        while let Some(mut account) = accounts.pop_front() {
-            if account.leaves() {
-                text.push_str(&left::resolve(&mut account).await?);
-                continue;
-            }
-            let state = ask(&account).await;
-            let verdict = if state.as_deref() != Some("running") && left_since(&account, &accounts) {
-                "  it was here, and was sent on since then: see below".to_owned()
-            } else {
-                verdict(&account, state.as_deref())
-            };
-            text.push_str(&format!("{}\n{verdict}\n", heading(&account)));
-        }
-        Ok(text)
-    })?;
-    output::print(&text)?;
-    Ok(exit::OK)
+    let journal = if arguments.dry_run {
+        Journal::existing(&arguments.journal)
+    } else {
+        Some(Journal::open(&arguments.journal)?)
+    };
+    let cases =
+        journal.map_or_else(|| Ok(Vec::new()), |journal| runtime::run(resolve(arguments, &journal)))?;
+    if arguments.json {
+        let guests = cases.iter().map(words::document).collect();
+        output::print_json(&Document::new(&arguments.journal, guests))?;
+    } else {
+        output::print(&cases.iter().map(words::text).collect::<String>())?;
+    }
+    let mut code = exit::OK;
+    for told in cases.iter().filter(|told| told.verdict.place == Place::Two) {
+        eprintln!("warning: two copies run: {}", heading(&told.case.account));
+        code = exit::UNKNOWN;
+    }
+    Ok(code)
 }
 
-/// Ends every QEMU that must never run and that nobody looks after any more.
-pub(super) async fn end_leftovers(journal: &Journal) -> Result<()> {
-    for mut account in journal.accounts()? {
-        let done = matches!(account.steps.last(), Some((_, Step::Failed { .. } | Step::Unknown { .. })));
-        if account.active || account.may_have_run() || done || account.leaves() {
-            continue;
-        }
-        let path = account.monitor();
-        if let Ok(mut qemu) = connect(&path).await
-            && let Err(error) = qemu.execute("quit", json!({})).await
-        {
-            tracing::debug!(%error, "quit");
-        }
-        if connect(&path).await.is_ok() {
-            eprintln!("warning: a half-made copy did not end; its QEMU listens at {}", path.display());
-            continue;
-        }
-        let why = "the process that took it in was gone before the sender gave it away".to_owned();
-        if account.close(Step::Failed { why })? {
-            eprintln!("note [leftover]: {}: its half-made copy is ended", heading(&account));
+/// A move, and what was found out.
+struct Told {
+    case: Case,
+    answer: Option<std::result::Result<Answer, String>>,
+    there: There,
+    verdict: Verdict,
+}
+
+async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
+    if !arguments.dry_run {
+        end_leftovers(journal).await?;
+    }
+    let mut cases = Vec::new();
+    let accounts = journal.accounts()?;
+    for (at, account) in accounts.iter().enumerate() {
+        cases.push(Case::of(account.clone(), accounts.iter().skip(at + 1)).await);
+    }
+    if !arguments.offline {
+        let worth = cases.iter().filter(|case| case.is_worth_asking());
+        peer::unambiguous(&arguments.peer, worth.map(|case| &case.account))?;
+        for case in cases.iter_mut().filter(|case| case.is_worth_asking()) {
+            case.peer = Some(Peer::of(&case.account, &arguments.peer));
         }
     }
-    Ok(())
+    let answers = ask(&cases, &Document::new(&arguments.journal, Vec::new())).await;
+    let mut told = Vec::new();
+    for mut case in cases {
+        let answer = case.peer.as_ref().map(|peer| match peer {
+            Ok(peer) => answers.get(peer).cloned().unwrap_or_else(|| Err("it was not asked".to_owned())),
+            Err(why) => Err(why.clone()),
+        });
+        let there = case.there(answer.as_ref());
+        if !arguments.dry_run {
+            case.go_back(there).await?;
+        }
+        let verdict = case.verdict(there);
+        told.push(Told { case, answer, there, verdict });
+    }
+    Ok(told)
 }
 
-async fn connect(path: &std::path::Path) -> qmp::Result<qmp::Client> {
-    qmp::Client::handshake(UnixStream::connect(path).await?).await
+/// Asks all that have to be asked, each once, at the same time.
+async fn ask(cases: &[Case], own: &Document) -> BTreeMap<Peer, std::result::Result<Answer, String>> {
+    let mut questions = JoinSet::new();
+    let peers = cases.iter().filter_map(|case| case.peer.as_ref()?.as_ref().ok());
+    for peer in peers.collect::<std::collections::BTreeSet<_>>() {
+        let peer = peer.clone();
+        let own = own.clone();
+        questions.spawn(async move { (peer.clone(), peer.ask(&own).await) });
+    }
+    let mut answers = BTreeMap::new();
+    while let Some(answered) = questions.join_next().await {
+        answers.extend(answered.ok());
+    }
+    answers
 }
 
-/// The state of an account's QEMU, or nothing if it is gone.
-async fn ask(account: &Account) -> Option<String> {
-    let mut qemu = connect(&account.monitor()).await.ok()?;
-    let status = qemu.execute("query-status", json!({})).await.ok()?;
-    status.get("status").and_then(Value::as_str).map(str::to_owned)
+impl Case {
+    async fn of(account: Account, later: impl Iterator<Item = &Account>) -> Self {
+        // One that came again and failed has changed nothing here.
+        let failed = |other: &Account| !other.leaves() && !other.active && !other.may_have_run();
+        let mut again = later.filter(|other| is_same_guest(&account, other) && !failed(other)).peekable();
+        let superseded = again.peek().is_some();
+        let told_later = again.any(|other| here::monitor(other) == here::monitor(&account));
+        let qemu = if account.active || told_later { None } else { Some(Qemu::ask(&account).await) };
+        Self { stage: stage(&account), superseded, account, qemu, peer: None }
+    }
+
+    fn here(&self) -> Here {
+        self.qemu.as_ref().map_or(Here::Gone, |qemu| qemu.copy(&self.account))
+    }
+
+    /// Whether the other end may know something that the journal does not.
+    fn is_worth_asking(&self) -> bool {
+        if self.account.active || self.superseded {
+            return false;
+        }
+        let begun = || self.account.steps.iter().any(|(_, step)| matches!(step, Step::Sending { .. }));
+        match self.stage {
+            Stage::LeftTold => self.here() == Here::Runs,
+            Stage::LeftBack => begun(),
+            _ => true,
+        }
+    }
+
+    /// The guest's name and UUID.
+    fn guest(&self) -> (&str, Option<&str>) {
+        match self.account.steps.first() {
+            Some((_, Step::Begin { guest, .. } | Step::Leave { guest, .. })) => (guest, self.account.uuid()),
+            _ => ("GUEST", None),
+        }
+    }
+
+    fn there(&self, answer: Option<&std::result::Result<Answer, String>>) -> There {
+        let (guest, uuid) = self.guest();
+        match answer {
+            Some(Ok(answer)) => answer.of(guest, uuid, self.account.leaves()).there,
+            _ => There::Unasked,
+        }
+    }
+
+    /// Lets a guest go on that stands still for a move that nobody makes any more, unless it runs elsewhere.
+    async fn go_back(&mut self, there: There) -> Result<()> {
+        if self.superseded || self.account.active || !self.account.leaves() {
+            return Ok(());
+        }
+        if let Some(qemu) = self.qemu.take() {
+            let free = decide(self.stage, Here::Stopped, there).acts.contains(&Act::Cont);
+            self.qemu = Some(here::back(&mut self.account, qemu, free || there == There::Unasked).await?);
+            self.stage = stage(&self.account);
+        }
+        Ok(())
+    }
+
+    fn verdict(&self, there: There) -> Verdict {
+        if self.superseded && self.here() == Here::Runs {
+            let why = "this QEMU runs it, and a later move of it is below";
+            return Verdict { place: Place::Two, why, acts: &[], provided: None };
+        }
+        decide(self.stage, self.here(), there)
+    }
 }
 
-/// Whether one of the later moves took a guest away again.
-fn left_since<'a>(account: &Account, later: impl IntoIterator<Item = &'a Account>) -> bool {
-    let uuid = account.uuid();
-    uuid.is_some() && later.into_iter().any(|other| other.leaves() && other.uuid() == uuid)
+fn stage(account: &Account) -> Stage {
+    let ready = account.steps.iter().any(|(_, step)| matches!(step, Step::Ready { .. }));
+    match (account.leaves(), account.steps.last().map(|(_, step)| step)) {
+        (true, Some(Step::Left)) => Stage::LeftTold,
+        (true, Some(Step::Go | Step::Unknown { .. })) => Stage::LeftGo,
+        (true, Some(Step::Ready { .. })) => Stage::LeftReady,
+        (true, _) => Stage::LeftBack,
+        (false, Some(Step::Running { .. })) => Stage::CameRan,
+        (false, Some(Step::Go | Step::Unknown { .. })) => Stage::CameGo,
+        (false, _) if ready => Stage::CameReady,
+        (false, _) => Stage::CameEarly,
+    }
 }
 
+/// Whether both are of one guest, as far as UUIDs tell.
+fn is_same_guest(account: &Account, other: &Account) -> bool {
+    account.uuid().is_some_and(|uuid| other.uuid() == Some(uuid))
+}
+
+/// The move in a line: which guest, its other end, and when.
 fn heading(account: &Account) -> String {
-    let (began, guest, uuid, other) = match account.steps.first() {
-        Some((began, Step::Begin { guest, uuid, from })) => {
-            let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from}"));
-            (began, guest, uuid, from)
+    let (guest, uuid, other) = match account.steps.first() {
+        Some((_, Step::Begin { guest, uuid, from })) => {
+            (guest, uuid, from.as_ref().map_or_else(String::new, |from| format!(" from {from}")))
         }
-        Some((began, Step::Leave { guest, uuid, to, .. })) => {
-            (began, guest, uuid, format!(" by `{}`", to.join(" ")))
-        }
+        Some((_, Step::Leave { guest, uuid, to, .. })) => (guest, uuid, format!(" by `{}`", to.join(" "))),
         _ => return account.path.display().to_string(),
     };
     let uuid = uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
-    let ago = SystemTime::now().duration_since(*began).unwrap_or_default().as_secs();
-    format!("{guest}{uuid}{other}, {ago} s ago")
+    format!("{}, {} s ago", printable(&format!("{guest}{uuid}{other}")), age(account).as_secs())
 }
 
-/// Which copy may run, and how to make it so.
-fn verdict(account: &Account, state: Option<&str>) -> String {
-    let (guest, host) = match account.steps.first() {
-        Some((_, Step::Begin { guest, from, .. })) => (guest.as_str(), from.as_deref().unwrap_or("SOURCE")),
-        _ => ("GUEST", "SOURCE"),
-    };
-    let aside = format!("{guest}--migratedaway");
-    // It is suspended, not paused: only `xl resume` (Xen 4.20) or the end of a checkpoint lets it go on.
-    let take_back =
-        format!("xl rename {aside} {guest} && {{ xl resume {guest} || xl save -c {guest} /dev/null; }}");
-    let monitor = account.monitor();
-    let monitor = monitor.display();
-    let last = account.steps.last().map(|(_, step)| step);
-    match (last, state) {
-        _ if account.active => "  under way: wait for it".to_owned(),
-        (Some(Step::Failed { why }), _) => format!(
-            "  at the source: ours is gone and never ran ({why})\n  \
-             to be sure: ssh {host} xl list; if only {aside} is there: \
-             ssh {host} '{take_back}'"
-        ),
-        (Some(Step::Running { .. } | Step::Go), Some("running")) => format!(
-            "  here: it runs, QMP {monitor}\n  \
-             the source's copy must not: ssh {host} xl destroy {aside} (an error says that it is gone, as it should be)"
-        ),
-        (Some(Step::Running { .. }), Some(state)) => {
-            format!("  here: QEMU is in state {state}, QMP {monitor}")
-        }
-        (Some(Step::Running { .. }), None) => format!(
-            "  nowhere: it ran here, and its QEMU has ended\n  \
-             start it anew; a copy at the source ({aside}) is from before that and must not run on the same disks"
-        ),
-        (Some(Step::Go), Some(state)) => format!(
-            "  here: the sender has given it to us, and it has not run yet (QEMU is in state {state}), QMP {monitor}\n  \
-             if ssh {host} xl list shows a running {guest}, that is the one: send `quit` to the QMP\n  \
-             else: ssh {host} xl destroy {aside}, and send `cont` to the QMP"
-        ),
-        _ => format!(
-            "  unknown: it was told to run here, and may have run for a moment; its QEMU is gone\n  \
-             if its disks have not changed since: \
-             ssh {host} '{take_back}'; else start it anew"
-        ),
-    }
+/// How long ago it began.
+fn age(account: &Account) -> Duration {
+    let began = account.steps.first().map_or(SystemTime::UNIX_EPOCH, |(began, _)| *began);
+    SystemTime::now().duration_since(began).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -164,53 +279,68 @@ mod tests {
 
     use super::*;
 
-    fn verdict_of(steps: &[Step], active: bool, state: Option<&str>) -> String {
-        let begin = Step::Begin { guest: "web".to_owned(), uuid: None, from: Some("192.0.2.1".to_owned()) };
-        let steps = std::iter::once(&begin).chain(steps);
-        let steps = steps.map(|step| (UNIX_EPOCH, step.clone())).collect();
-        verdict(&Account { path: "/j/1.journal".into(), steps, active }, state)
+    fn account(number: u32, steps: &[Step]) -> Account {
+        let steps = steps.iter().map(|step| (UNIX_EPOCH, step.clone())).collect();
+        Account { path: format!("/nowhere/{number}.journal").into(), steps, active: false }
     }
 
-    #[test]
-    fn a_guest_that_was_sent_on_is_not_called_lost() {
-        let uuid = |uuid: &str| Some(uuid.to_owned());
-        let begin = |uuid| Step::Begin { guest: "web".to_owned(), uuid, from: None };
-        let leave = |uuid| Step::Leave {
-            guest: "web".to_owned(),
-            uuid,
-            to: vec!["xl".to_owned()],
-            monitor: "/run/web.qmp".into(),
-            pid: None,
-        };
-        let account =
-            |step| Account { path: "/j/1.journal".into(), steps: vec![(UNIX_EPOCH, step)], active: false };
-        let came = account(begin(uuid("1")));
-        assert!(left_since(&came, &[account(begin(uuid("1"))), account(leave(uuid("1")))]));
-        assert!(!left_since(&came, &[account(begin(uuid("1"))), account(leave(uuid("2")))]));
-        assert!(!left_since(&account(begin(None)), &[account(leave(None))]));
+    fn begin(uuid: Option<&str>) -> Step {
+        Step::Begin { guest: "web".to_owned(), uuid: uuid.map(str::to_owned), from: None }
     }
 
-    #[test]
-    fn every_end_names_one_copy() {
-        let why = || "x".to_owned();
+    fn leave(uuid: Option<&str>) -> Step {
+        let (uuid, to) = (uuid.map(str::to_owned), vec!["xl".to_owned()]);
+        Step::Leave { guest: "web".to_owned(), uuid, to, monitor: "/nowhere/web.qmp".into(), pid: None }
+    }
+
+    #[tokio::test]
+    async fn a_later_move_of_the_same_guest_tells_more() {
         let running = Step::Running { paused: false };
-        for (steps, active, state, begins) in [
-            (vec![Step::Loading], true, None, "  under way"),
-            (vec![Step::Failed { why: why() }], false, None, "  at the source"),
-            (vec![Step::Go, Step::Failed { why: why() }], false, None, "  at the source"),
-            (vec![Step::Go], false, Some("paused"), "  here: the sender has given"),
-            (vec![Step::Go], false, Some("running"), "  here: it runs"),
-            (vec![Step::Go], false, None, "  unknown"),
-            (vec![Step::Go, Step::Unknown { why: why() }], false, None, "  unknown"),
-            (vec![Step::Go, running.clone()], false, Some("running"), "  here: it runs"),
-            (vec![Step::Go, running], false, None, "  nowhere"),
+        let failed = Step::Failed { why: "x".to_owned() };
+        let came = || account(1, &[begin(Some("1")), Step::Go, running.clone()]);
+        for (later, superseded) in [
+            (account(2, &[leave(Some("1"))]), true),
+            (account(2, &[leave(Some("2"))]), false),
+            (account(2, &[begin(Some("1")), Step::Ready { pid: None }, failed.clone()]), false),
+            (account(2, &[begin(Some("1")), Step::Go]), true),
         ] {
-            let verdict = verdict_of(&steps, active, state);
-            assert!(verdict.starts_with(begins), "{steps:?}: {verdict}");
+            let case = Case::of(came(), [&later].into_iter()).await;
+            assert_eq!(case.superseded, superseded, "{later:?}");
+            assert_eq!(case.is_worth_asking(), !superseded);
         }
-        assert!(
-            verdict_of(&[Step::Go], false, Some("paused"))
-                .contains("ssh 192.0.2.1 xl destroy web--migratedaway")
-        );
+        let nameless = Case::of(account(1, &[begin(None)]), [&account(2, &[leave(None)])].into_iter()).await;
+        assert!(!nameless.superseded, "without a UUID nobody knows");
+    }
+
+    #[tokio::test]
+    async fn the_journal_tells_how_far_a_move_came_and_whether_there_is_something_to_ask() {
+        let failed = Step::Failed { why: "x".to_owned() };
+        let unknown = Step::Unknown { why: "x".to_owned() };
+        let (ready, sending) = (Step::Ready { pid: None }, Step::Sending { still: false });
+        let running = Step::Running { paused: false };
+        let (came, left) = (begin(Some("1")), leave(Some("1")));
+        let go = Step::Go;
+        for (steps, stage, worth) in [
+            (vec![&came, &Step::Loading, &failed], Stage::CameEarly, true),
+            (vec![&came, &ready, &failed], Stage::CameReady, true),
+            (vec![&came, &ready, &go, &failed], Stage::CameReady, true),
+            (vec![&came, &ready], Stage::CameReady, true),
+            (vec![&came, &ready, &go], Stage::CameGo, true),
+            (vec![&came, &ready, &go, &unknown], Stage::CameGo, true),
+            (vec![&came, &ready, &go, &running], Stage::CameRan, true),
+            (vec![&left, &failed], Stage::LeftBack, false),
+            (vec![&left, &sending], Stage::LeftBack, true),
+            (vec![&left, &sending, &ready], Stage::LeftReady, true),
+            (vec![&left, &sending, &ready, &failed], Stage::LeftBack, true),
+            (vec![&left, &sending, &ready, &go], Stage::LeftGo, true),
+            (vec![&left, &sending, &ready, &go, &unknown], Stage::LeftGo, true),
+            (vec![&left, &sending, &ready, &go, &Step::Left], Stage::LeftTold, false),
+        ] {
+            let steps: Vec<_> = steps.into_iter().cloned().collect();
+            let mut case = Case::of(account(1, &steps), [].into_iter()).await;
+            assert_eq!((case.stage, case.is_worth_asking()), (stage, worth), "{steps:?}");
+            case.account.active = true;
+            assert!(!case.is_worth_asking(), "a move under way");
+        }
     }
 }

@@ -5,6 +5,7 @@
 mod due;
 mod guest;
 mod hosts;
+mod resolve;
 mod route;
 
 use std::{
@@ -20,7 +21,8 @@ use anyhow::{Result, bail};
 pub use self::{due::Place, guest::Guest, route::Route};
 pub(super) use self::{
     guest::configuration,
-    hosts::{boot_again, clean_kvm, clean_xen, install, lost_in_emulation, no_qemu_left, resolve, until},
+    hosts::{boot_again, clean_kvm, clean_xen, install, lost_in_emulation, no_qemu_left, until},
+    resolve::{carry_out, resolve},
 };
 use super::{
     Host,

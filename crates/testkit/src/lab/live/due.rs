@@ -2,9 +2,9 @@
 
 use std::{fmt, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::{BEATS, PATIENCE, Plan, Running, no_qemu_left, resolve, until};
+use super::{BEATS, PATIENCE, Plan, Running, carry_out, no_qemu_left, resolve, until};
 use crate::{
     cut::{Kill, Phase},
     lab::{Host, console::Judged},
@@ -85,35 +85,39 @@ impl Place {
         };
         let at_source = |domain: &str| Host::Xen.run(&format!("xl list {domain}")).is_ok();
         let aside_name = format!("{name}--migratedaway");
+        if matches!(self, Self::Kvm { .. }) {
+            want(elsewhere.waits_for_beats(BEATS, PATIENCE), "it does not go on in KVM");
+        }
+        let resolved = resolve()?;
+        let mut says = |words: &str| {
+            // Nothing is written down before the guest has a name.
+            let unknown = resolved.is_empty() && self == Self::Xen;
+            let asked = resolved.contains("  seen at the source (");
+            let right = unknown || (asked && resolved.contains(words));
+            want(right, &format!("resolve says {resolved}"));
+        };
         match self {
-            Self::Kvm { aside } => {
-                want(elsewhere.waits_for_beats(BEATS, PATIENCE), "it does not go on in KVM");
-                want(resolve()?.contains("here: it runs"), "resolve does not find it");
+            Self::Kvm { .. } => says("  here: it runs"),
+            Self::Lost { .. } => says("  nowhere: it ran here"),
+            Self::Xen => says("  at the source: it runs there"),
+            Self::XenByHand => says("  at the source: its copy there is suspended"),
+        }
+        match self {
+            Self::Kvm { aside } | Self::Lost { aside } => {
                 want(at_source(&aside_name) == aside, "the source's copy is not as expected");
+                want(resolved.contains(&aside_name) == aside, "resolve has not seen the source's copy");
                 want(!at_source(name), "the source's copy still has its name");
-                return Ok(faults);
-            }
-            Self::Lost { aside } => {
-                let resolved = resolve()?;
-                want(resolved.contains("nowhere: it ran here"), &format!("resolve says {resolved}"));
-                want(at_source(&aside_name) == aside, "the source's copy is not as expected");
-                want(!at_source(name), "the source's copy still has its name");
+                want(carry_out()?.len() == usize::from(aside), "what resolve advises is another thing");
+                want(!at_source(&aside_name), "what resolve advises leaves the source's copy");
             }
             Self::XenByHand => {
-                let resolved = resolve()?;
-                want(resolved.contains("at the source"), &format!("resolve says {resolved}"));
                 want(at_source(&aside_name) && !at_source(name), "the source did not put its copy aside");
-                // What it says has to be done there: ssh HOST '…'
-                let by_hand =
-                    resolved.split('\'').find(|words| words.contains("xl rename")).context("no way back")?;
-                Host::Xen.run(&format!("{{ {by_hand}; }} >/dev/null 2>&1"))?;
+                carry_out()?;
             }
-            Self::Xen => {
-                let resolved = resolve()?;
-                // Nothing is written down before the guest has a name.
-                let known = resolved.is_empty() || resolved.contains("at the source");
-                want(known, &format!("resolve says {resolved}"));
-            }
+            Self::Xen => want(carry_out()?.is_empty(), "resolve advises something"),
+        }
+        if matches!(self, Self::Kvm { .. }) {
+            return Ok(faults);
         }
         if matches!(self, Self::Xen | Self::XenByHand) {
             let beats = here.seen().beats().len().max(before) + BEATS;

@@ -45,7 +45,7 @@ pub(super) fn equip(binaries: &[Vec<u8>; 2]) -> Result<()> {
     }
     Host::Kvm.run(KEEP_JOURNAL)?;
     Host::Kvm.run(ALIVE)?;
-    give_key(Host::Xen)?;
+    Host::PAIR.into_iter().try_for_each(give_key)?;
     let config = format!(
         "Host kvm\n HostName {MACHINE}\n Port {}\nHost gateway\n HostName 127.0.0.1\nHost *\n User root\n \
          IdentityFile /root/.ssh/id_lab\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel QUIET\n \
@@ -75,11 +75,6 @@ pub(in crate::lab) fn clean_kvm() {
     let script = "cd /root/live; for process in $(ours hyperferry) $(ours qemu); do kill -9 $process; done
                   rm -rf journal/* *.serial";
     drop(Host::Kvm.ssh(&format!("{OURS}{script}")).stderr(Stdio::null()).stdout(Stdio::null()).status());
-}
-
-/// What `hyperferry resolve` says on the KVM host.
-pub(in crate::lab) fn resolve() -> Result<String> {
-    Host::Kvm.run("/root/live/hyperferry resolve /root/live/journal 2>&1")
 }
 
 /// Whether no QEMU of ours is left on the KVM host.
