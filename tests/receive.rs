@@ -162,7 +162,7 @@ impl Move {
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
         let journal = self.journal();
         let arguments = [&["resolve", text(&journal)], more].concat();
-        common::finish(command(&arguments).env("PATH", path), None)
+        common::finish(command(&arguments).env("PATH", path), Some(b"a password\n"))
     }
 
     /// With a Xen host that has these domains, each a name and its state.
@@ -504,7 +504,8 @@ fn killed_at_go_both_ends_are_asked_and_one_copy_is_named() {
         assert_eq!(asked, "-o BatchMode=yes -o ConnectTimeout=8 192.0.2.1 xl list -v\n");
         assert!(a_move.resolve_among(&[RUNS]).contains("  at the source: it runs there; ours is gone"));
         assert!(a_move.resolve_among(&[]).contains("  nowhere: ours is gone and never ran"));
-        let unreached = a_move.resolve_with("echo 'no route' >&2; exit 255", &[]).expect(0).stdout;
+        let unreached =
+            a_move.resolve_with("read word && exit 1; echo 'no route' >&2; exit 255", &[]).expect(0).stdout;
         assert!(unreached.contains("  at the source: ours is gone and never ran ("), "{unreached}");
         assert!(
             unreached

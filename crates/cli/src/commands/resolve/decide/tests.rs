@@ -96,12 +96,20 @@ impl World {
             There::Incoming | There::Aside | There::Suspended | There::Paused | There::Ended
         );
         match act {
-            Act::Cont => assert_eq!(self.here, Here::Stopped),
+            // None is let run that another could be let run beside. One that never ran is none.
+            Act::Cont => assert!(
+                self.here == Here::Stopped && matches!(self.there, There::Absent | There::Incoming),
+                "{self:?}"
+            ),
             Act::Quit => assert_eq!(self.here, Here::Stopped, "one that runs is not ended"),
             Act::Stop => assert_eq!(self.here, Here::Runs),
             Act::Destroy => assert!(stands, "one that runs is not destroyed: {self:?}"),
-            Act::Resume => assert!(matches!(self.there, There::Aside | There::Suspended)),
-            Act::Unpause => assert!(matches!(self.there, There::Incoming | There::Paused)),
+            Act::Resume => {
+                assert!(self.here == Here::Gone && matches!(self.there, There::Aside | There::Suspended));
+            }
+            Act::Unpause => {
+                assert!(self.here == Here::Gone && matches!(self.there, There::Incoming | There::Paused));
+            }
             Act::Pause => assert_eq!(self.there, There::Runs),
         }
         match act {
