@@ -18,16 +18,17 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// Long enough for a reading to be right to 10 ppm even if a tick of 1 µs is lost on both sides.
 const MEASURED_FOR: Duration = Duration::from_millis(100);
 
-/// The program that was named, or the one in PATH.
+/// The program that was named, or the usual one; by its whole path, for units and domains have another PATH.
 pub(crate) fn qemu(named: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = named {
-        return Ok(path.to_owned());
+    let program = named.unwrap_or(Path::new(QEMU));
+    if program.components().count() > 1 {
+        return Ok(std::path::absolute(program).unwrap_or_else(|_| program.to_owned()));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut programs = std::env::split_paths(&path).map(|folder| folder.join(QEMU));
+    let mut programs = std::env::split_paths(&path).map(|folder| folder.join(program));
     programs.find(|program| program.is_file()).ok_or_else(|| {
         let remedy = "install it (Debian: apt install qemu-system-x86) or name one with --qemu PATH";
-        Error::Host(format!("there is no {QEMU} in PATH; {remedy}"))
+        Error::Host(format!("there is no {} in PATH; {remedy}", program.display()))
     })
 }
 

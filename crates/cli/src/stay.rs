@@ -169,7 +169,7 @@ impl Papers {
         let mut options = landing.options.clone();
         machine.clone_into(&mut options.machine);
         if let Some((start, output)) = self.start {
-            let arguments = [args::cold_start(vm, &options), self.extra].concat();
+            let arguments = [args::cold_start(vm, &options), self.extra.clone()].concat();
             match start.write(output, &landing.qemu, &arguments, vm, pid) {
                 Ok(()) => eprintln!("{}", start.hint()),
                 Err(error) => eprintln!("warning: {} is not there: {error}", start.path().display()),
@@ -177,7 +177,7 @@ impl Papers {
         }
         if let Some((path, output)) = self.libvirt {
             let emulator = landing.qemu.display().to_string();
-            let written = libvirt_xml::domain(vm, &options, Some(&emulator));
+            let written = libvirt_xml::domain(vm, &options, Some(&emulator), &self.extra);
             let written = written.map_err(Error::stdout).and_then(|text| unit::put(output, &text));
             match written {
                 Ok(()) => eprintln!("libvirt domain for its later life: {}", path.display()),

@@ -24,6 +24,8 @@ fn check() -> Result<()> {
 /// All tests that need no lab: with both QEMU versions and a release build of the binary at hand.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
     apt::install(&["gcc", "libc6-dev", "make", "binutils", "cpio", "busybox-static"])?;
+    // A libvirt that a test starts for itself. These bring no service, and start nothing.
+    apt::install(&["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "libxml2-utils"])?;
     qemu::provide(false)?;
     let binary = release_binary()?;
     step("testing the workspace (some minutes)");

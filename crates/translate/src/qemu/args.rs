@@ -16,7 +16,7 @@ pub const ACPI_WINDOW: &str = "xen-acpi";
 /// PCI slot of the device that brings it: the last one, which no toolstack uses.
 const ACPI_WINDOW_SLOT: u8 = 0x1f;
 /// Serial ports that a PC has places for.
-const SERIAL_PORTS: u32 = 4;
+pub const SERIAL_PORTS: u32 = 4;
 /// Where QEMU's `pc` splits memory unless told otherwise, and the highest it can when some lies above 4 GiB.
 const DEFAULT_SPLIT: u64 = 0xc000_0000;
 
@@ -253,7 +253,7 @@ impl Places {
 }
 
 /// The network cards that the machine emulates, and that can be named.
-fn emulated(vm: &Vm) -> impl Iterator<Item = (usize, &Nic)> {
+pub fn emulated(vm: &Vm) -> impl Iterator<Item = (usize, &Nic)> {
     let nics = vm.config.nics.iter().enumerate();
     nics.filter(|(_, nic)| nic.emulated && is_word(&nic.model) && is_word(&nic.mac))
 }
