@@ -56,10 +56,9 @@ impl Start {
         vm: &Vm,
         pid: Option<u32>,
     ) -> Result<()> {
-        let qemu = std::path::absolute(qemu).unwrap_or_else(|_| qemu.to_owned());
         let (text, mode) = match self.user {
-            Some(user) => (self.service(&qemu, arguments, vm, user), 0o644),
-            None => (script(&qemu, arguments, vm, pid), 0o755),
+            Some(user) => (self.service(qemu, arguments, vm, user), 0o644),
+            None => (script(qemu, arguments, vm, pid), 0o755),
         };
         put(output, &text)?;
         let path = self.path();
@@ -84,11 +83,17 @@ impl Start {
 
     fn service(&self, qemu: &Path, arguments: &[String], vm: &Vm, user: bool) -> String {
         let (name, guest, manager) = (&self.name, one_line(&vm.config.name), manager(user));
+        let plugged = arguments.iter().any(|word| word.starts_with("bridge,") || word.starts_with("tap,"));
+        // Bridges are there once the network is online; a user's manager knows no network, and comes behind it.
+        let network = match plugged && !user {
+            true => "After=network-online.target\nWants=network-online.target",
+            false => "After=network.target",
+        };
         let mut text = format!(
             "# Made by hyperferry: starts {guest} anew from its disks, after it has come from Xen and shut down here.\n\
              [Unit]\n\
              Description=Guest {}\n\
-             After=network.target\n",
+             {network}\n",
             specifiers(&guest)
         );
         for disk in vm.config.disks.iter().filter_map(|disk| mounted(&source(arguments, &disk.vdev)?)) {
@@ -100,14 +105,15 @@ impl Start {
             "\n\
              [Service]\n\
              # The guest that came in has the same disks: not both at once.\n\
-             ExecStartPre=/bin/sh -c '! {manager} --quiet is-active {name}.scope'\n\
+             ExecStartPre=/bin/sh -c 'if {manager} --quiet is-active {name}.scope; then \
+             echo \"the guest that came in still runs, in {name}.scope\" >&2; exit 1; fi'\n\
              RuntimeDirectory={name}\n\
-             ExecStart={} {} -qmp unix:%t/{name}/qmp,server=on,wait=off\n\
+             ExecStart={}{} \\\n    -qmp unix:%t/{name}/qmp,server=on,wait=off\n\
              \n\
              [Install]\n\
              WantedBy={wanted}\n",
             words(&qemu.display().to_string()),
-            arguments.iter().map(|word| words(word)).collect::<Vec<_>>().join(" \\\n    "),
+            lines(arguments, words),
         );
         text
     }
@@ -130,8 +136,18 @@ fn script(qemu: &Path, arguments: &[String], vm: &Vm, pid: Option<u32>) -> Strin
              fi\n"
         );
     }
-    let words: Vec<_> = arguments.iter().map(|word| quote(word)).collect();
-    let _ = writeln!(text, "exec {} {} \"$@\"", quote(&qemu.display().to_string()), words.join(" \\\n    "));
+    let qemu = quote(&qemu.display().to_string());
+    let _ = writeln!(text, "exec {qemu}{} \"$@\"", lines(arguments, quote));
+    text
+}
+
+/// Arguments behind a program, over several lines as units and shells read them: an option with its value on each.
+fn lines(arguments: &[String], quoted: impl Fn(&str) -> String) -> String {
+    let mut text = String::new();
+    for word in arguments {
+        text.push_str(if word.starts_with('-') { " \\\n    " } else { " " });
+        text.push_str(&quoted(word));
+    }
     text
 }
 
@@ -201,6 +217,28 @@ mod tests {
             ("a;b", "\"a;b\""),
         ] {
             assert_eq!(words(word), quoted);
+        }
+    }
+
+    #[test]
+    fn a_line_is_an_option_with_its_value() {
+        let arguments = ["-name", "a", "-nodefaults", "-append", "b c"].map(str::to_owned);
+        assert_eq!(lines(&arguments, words), " \\\n    -name a \\\n    -nodefaults \\\n    -append \"b c\"");
+    }
+
+    #[test]
+    fn a_guest_on_a_bridge_waits_for_it() {
+        let start = Start { user: Some(false), folder: "/etc".into(), name: name("a") };
+        let unit = |netdev: &str, user| {
+            start.service(Path::new("/q"), &["-netdev".to_owned(), netdev.to_owned()], &Vm::default(), user)
+        };
+        for (netdev, user, waits) in [
+            ("bridge,id=net0,br=br0", false, true),
+            ("tap,id=net0,ifname=t0", false, true),
+            ("hubport,id=net0,hubid=0", false, false),
+            ("bridge,id=net0,br=br0", true, false),
+        ] {
+            assert_eq!(unit(netdev, user).contains("\nWants=network-online.target\n"), waits, "{netdev}");
         }
     }
 

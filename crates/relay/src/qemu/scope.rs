@@ -28,6 +28,8 @@ impl Scope {
         }
         // --collect: a QEMU that fails leaves no unit behind that somebody has to reset.
         command.args(["--scope", "--quiet", "--collect", "--slice=machine.slice"]);
+        // Without a description, the whole command line is one, in every line of the journal.
+        command.arg(format!("--description=QEMU of {}", self.name));
         command.arg(format!("--unit={}.scope", self.name)).arg("--").arg(program);
         command
     }
