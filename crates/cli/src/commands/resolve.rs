@@ -118,6 +118,8 @@ struct Told {
     answer: Option<std::result::Result<Answer, String>>,
     there: There,
     verdict: Verdict,
+    /// What reaches a Xen host at the other end, for whoever has to look there.
+    by_hand: Option<Vec<String>>,
 }
 
 async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
@@ -148,7 +150,8 @@ async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
             case.go_back(there).await?;
         }
         let verdict = case.verdict(there);
-        told.push(Told { case, answer, there, verdict });
+        let by_hand = Peer::of(&case.account, &arguments.peer).ok().and_then(Peer::into_xl);
+        told.push(Told { case, answer, there, verdict, by_hand });
     }
     Ok(told)
 }

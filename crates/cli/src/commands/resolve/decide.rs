@@ -141,7 +141,7 @@ pub(super) fn decide(stage: Stage, here: Here, there: There) -> Verdict {
         (Here::Runs, There::Runs) => {
             say(Place::Two, "one at either end; the journal gives it to the other one", &[Act::Stop])
         }
-        (_, There::Namesake) => say(
+        (_, There::Namesake) if !matches!(stage, Stage::LeftBack | Stage::LeftReady) => say(
             Place::Unknown,
             "another guest has its name there; if that is this one, started anew, no other copy may run",
             &[],
@@ -285,7 +285,7 @@ fn given_to_us(stage: Stage, here: Here, there: There) -> Verdict {
 /// It was to leave, and the destination was never told to run it.
 fn never_given(stage: Stage, here: Here, there: There) -> Verdict {
     match (here, there) {
-        (Here::Runs, There::Absent | There::Ended) => say(Place::Here, "it runs", &[]),
+        (Here::Runs, There::Absent | There::Namesake | There::Ended) => say(Place::Here, "it runs", &[]),
         (Here::Runs, There::Incoming) => {
             say(Place::Here, "it runs; a copy that never ran was left there", &[Act::Destroy])
         }
@@ -293,7 +293,7 @@ fn never_given(stage: Stage, here: Here, there: There) -> Verdict {
         (Here::Stopped, There::Runs | There::Suspended) => {
             say(Place::There, "somebody has let it run there; ours must not", &[Act::Quit])
         }
-        (Here::Stopped, There::Absent) => {
+        (Here::Stopped, There::Absent | There::Namesake) => {
             say(Place::Here, "the destination was never told to run it", &[Act::Cont])
         }
         (Here::Stopped, There::Ended) => say(

@@ -11,6 +11,7 @@
 //! dying. A name may hold spaces, so a line is read from its UUID backwards.
 
 use super::decide::There;
+use crate::commands::send::leftover::INCOMING;
 
 /// The host's own domain, which is in every list that can be trusted.
 const DOMAIN_0: u32 = 0;
@@ -98,8 +99,6 @@ impl Domain {
 
 /// What a sender appends to the name of a guest that it has given away.
 pub(super) const AWAY: &str = "--migratedaway";
-/// What a receiver appends to the name of a guest that it has no permission to run.
-pub(super) const INCOMING: &str = "--incoming";
 
 /// What a host has of a guest: the copy that counts, and all of its domains.
 ///

@@ -17,16 +17,23 @@ use super::{
     document::{Document, Move},
     domains::{self, Domain},
 };
-use crate::{commands::send::leftover::before_xl, exit::Error};
+use crate::{
+    commands::send::leftover::{SSH_FAILED, before_xl},
+    exit::{self, Error},
+};
 
 /// How long a host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What keeps an ssh from asking for a password, and from waiting for longer than we do.
 const SSH: [&str; 4] = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=8"];
-/// ssh's own exit code, where it did not come to run anything.
-const SSH_FAILED: i32 = 255;
-/// A shell's, where there is no such command.
+/// What a Xen host is asked.
+const LIST: [&str; 3] = ["xl", "list", "-v"];
+/// Our own program's name.
+const HYPERFERRY: &str = "hyperferry";
+/// A shell's exit code, where there is no such command.
 const NO_COMMAND: i32 = 127;
+/// Our own, of one that answers to the name `xl`.
+const OUR_USAGE: i32 = exit::USAGE as i32;
 /// The longest answer that is read: some ten thousand domains.
 const ANSWER_MAX: u64 = 1 << 20;
 /// The longest of its words that are shown.
@@ -56,10 +63,15 @@ pub(super) fn reach(text: &str) -> Result<Reach, String> {
 pub(super) struct Peer {
     /// The command that reaches it, without what it is to do.
     pub(super) reach: Vec<String>,
-    /// What it is asked if it has no `xl`.
-    resolve: Vec<String>,
-    /// Whether it has one.
-    xl: bool,
+    /// Who took the guest there, if that was no `xl`.
+    receiver: Option<Receiver>,
+}
+
+/// A `hyperferry receive`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Receiver {
+    program: String,
+    journal: Option<String>,
 }
 
 /// What it answered.
@@ -87,27 +99,26 @@ pub(super) struct Seen<'a> {
 impl Peer {
     /// The other end of a move, or why nobody can be asked.
     pub(super) fn of(account: &Account, named: &[Reach]) -> Result<Self, String> {
-        let (reach, resolve, xl) = match account.steps.first() {
-            Some((_, Step::Begin { from, .. })) => {
-                let reach = from.clone().map(|host| vec!["ssh".to_owned(), host]);
-                (reach, vec!["hyperferry".to_owned()], true)
+        let (reach, receiver) = match account.steps.first() {
+            Some((_, Step::Begin { from: Some(from), .. })) => {
+                (Some(vec!["ssh".to_owned(), from.clone()]), None)
             }
-            Some((_, Step::Leave { to, .. })) => match before_receive(to) {
-                Some((reach, program, journal)) => {
-                    (Some(reach.to_vec()), [program.to_owned()].into_iter().chain(journal).collect(), false)
-                }
-                None => (before_xl(to).map(<[String]>::to_vec), vec!["hyperferry".to_owned()], true),
+            Some((_, Step::Leave { to, .. })) => match Receiver::of(to) {
+                Some((reach, receiver)) => (Some(reach.to_vec()), Some(receiver)),
+                None => (before_xl(to).map(<[String]>::to_vec), None),
             },
-            _ => return Err("its journal has no beginning".to_owned()),
+            _ => (None, None),
         };
-        let named = named.iter().find(|reach| reach.is_for(account));
-        let reach = named.map(|reach| reach.words.clone()).or(reach);
-        let mut resolve = resolve.into_iter();
-        let program = resolve.next().unwrap_or_default();
-        let question = ["resolve", "--json", "--offline", "--dry-run"].map(str::to_owned);
-        let resolve = [program].into_iter().chain(question).chain(resolve).collect();
-        let reach = reach.ok_or("the journal does not tell how to reach it; --peer COMMAND says so")?;
-        Ok(Self { reach, resolve, xl })
+        let named = named.iter().find(|reach| reach.is_for(account)).map(|reach| reach.words.clone());
+        match named.or(reach) {
+            Some(reach) => Ok(Self { reach, receiver }),
+            None => Err("the journal does not tell how to reach it; --peer COMMAND says so".to_owned()),
+        }
+    }
+
+    /// What reaches an `xl` there, if there is one.
+    pub(super) fn into_xl(self) -> Option<Vec<String>> {
+        self.receiver.is_none().then_some(self.reach)
     }
 
     /// The command that reaches it, for people.
@@ -117,14 +128,13 @@ impl Peer {
 
     /// Asks it; our own words are no answer.
     pub(super) async fn ask(&self, own: &Document) -> Result<Answer, String> {
-        if self.xl {
-            let words = ["xl", "list", "-v"].map(str::to_owned);
-            match self.run(&words).await {
+        if self.receiver.is_none() {
+            match self.run(&LIST.map(str::to_owned)).await {
                 Ok(text) => {
-                    return Ok(Answer::Domains(domains::parse(&text).map_err(|why| printable(&why))?));
+                    return domains::parse(&text).map(Answer::Domains).map_err(|why| printable(&why));
                 }
                 // No `xl`, or one that is ours: a host that has QEMUs.
-                Err(Failed { code: Some(NO_COMMAND | 2), why }) => {
+                Err(Failed { code: Some(NO_COMMAND | OUR_USAGE), why }) => {
                     return self.ask_hyperferry(own).await.map_err(|other| format!("{why}; {other}"));
                 }
                 Err(Failed { why, .. }) => return Err(why),
@@ -134,7 +144,7 @@ impl Peer {
     }
 
     async fn ask_hyperferry(&self, own: &Document) -> Result<Answer, String> {
-        let text = self.run(&self.resolve).await.map_err(|failed| failed.why)?;
+        let text = self.run(&self.resolve()).await.map_err(|failed| failed.why)?;
         let document = Document::parse(&text).map_err(|why| printable(&why))?;
         if document.is_of_the_same_journal(own) {
             return Err(
@@ -142,6 +152,14 @@ impl Peer {
             );
         }
         Ok(Answer::Journal(Box::new(document)))
+    }
+
+    /// What a hyperferry there is asked.
+    fn resolve(&self) -> Vec<String> {
+        let program = self.receiver.as_ref().map_or(HYPERFERRY, |receiver| &receiver.program);
+        let journal = self.receiver.as_ref().and_then(|receiver| receiver.journal.as_deref());
+        let words = [program, "resolve", "--json", "--offline", "--dry-run"].into_iter().chain(journal);
+        words.map(str::to_owned).collect()
     }
 
     /// What its command line is, to the word.
@@ -260,20 +278,19 @@ pub(super) fn unambiguous<'a>(
     }
 }
 
-/// Of a command that ends in `hyperferry receive …`: what reaches the host, the program, and its journal if named.
-fn before_receive(to: &[String]) -> Option<(&[String], &str, Option<String>)> {
-    let at = to.windows(2).position(|pair| match pair {
-        [program, command] => {
-            Path::new(program).file_name() == Some("hyperferry".as_ref()) && command == "receive"
-        }
-        _ => false,
-    })?;
-    let options = to.get(at..)?;
-    let named = options.iter().zip(options.iter().skip(1));
-    let journal =
-        named.filter(|(option, _)| *option == "--journal").map(|(_, directory)| directory.clone()).next();
-    let joined = options.iter().find_map(|option| option.strip_prefix("--journal=")).map(str::to_owned);
-    Some((to.get(..at)?, to.get(at)?, journal.or(joined)))
+impl Receiver {
+    /// Of a command that ends in `hyperferry receive …`; and what reaches its host.
+    fn of(to: &[String]) -> Option<(&[String], Self)> {
+        let is_ours = |program: &str| Path::new(program).file_name() == Some(HYPERFERRY.as_ref());
+        let at = to.windows(2).position(
+            |pair| matches!(pair, [program, command] if is_ours(program) && command == "receive"),
+        )?;
+        let (reach, command) = to.split_at_checked(at)?;
+        let joined = command.iter().find_map(|word| word.strip_prefix("--journal="));
+        let named = command.iter().zip(command.iter().skip(1)).find(|(option, _)| *option == "--journal");
+        let journal = named.map(|(_, directory)| directory.as_str()).or(joined).map(str::to_owned);
+        Some((reach, Self { program: command.first()?.clone(), journal }))
+    }
 }
 
 impl Answer {
@@ -334,11 +351,14 @@ mod tests {
 
     #[test]
     fn the_other_end_is_asked_as_it_was_reached() {
-        let xl = words("xl list -v");
         let line = |account: &Account, named: &[&str]| {
             let named: Vec<_> = named.iter().map(|text| reach(text).unwrap()).collect();
             let peer = Peer::of(account, &named)?;
-            Ok::<_, String>(peer.line(if peer.xl { &xl } else { &peer.resolve }).join(" "))
+            let question = match peer.receiver {
+                Some(_) => peer.resolve(),
+                None => LIST.map(str::to_owned).to_vec(),
+            };
+            Ok::<_, String>(peer.line(&question).join(" "))
         };
         let ssh = SSH.join(" ");
         for (account, named, asked) in [
@@ -384,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_answer_is_told_with_the_reason() {
         let ask = async |line: &str| {
-            let peer = Peer { reach: words(line), resolve: words("hyperferry resolve"), xl: true };
+            let peer = Peer { reach: words(line), receiver: None };
             peer.ask(&Document::new("/j".as_ref(), Vec::new())).await.unwrap_err()
         };
         assert!(ask("/nowhere/ssh").await.contains("cannot be started"));

@@ -3,22 +3,24 @@
 use hyperferry_relay::journal::{Account, Step};
 
 use super::{
+    domains::AWAY,
     here,
     words::{line, take_back},
 };
-use crate::commands::send::leftover::{self, before_xl};
+use crate::commands::send::leftover;
 
-/// For a guest that came in.
-pub(super) fn came(account: &Account, state: Option<&str>) -> String {
-    let (guest, from) = match account.steps.first() {
-        Some((_, Step::Begin { guest, from, .. })) => (guest.as_str(), from.as_deref().unwrap_or("SOURCE")),
-        _ => ("GUEST", "SOURCE"),
+/// For a guest that came in, by what reaches its source.
+pub(super) fn came(account: &Account, state: Option<&str>, reach: Option<&[String]>) -> String {
+    let guest = match account.steps.first() {
+        Some((_, Step::Begin { guest, .. })) => guest.as_str(),
+        _ => "GUEST",
     };
-    let reach = ["ssh".to_owned(), from.to_owned()];
-    let aside = format!("{guest}--migratedaway");
-    let list = line(&reach, &["xl", "list"]);
-    let destroy = line(&reach, &["xl", "destroy", &aside]);
-    let take_back = take_back(&reach, &aside, guest);
+    let unknown = ["ssh", "SOURCE"].map(str::to_owned);
+    let reach = reach.unwrap_or(&unknown);
+    let aside = format!("{guest}{AWAY}");
+    let list = line(reach, &["xl", "list"]);
+    let destroy = line(reach, &["xl", "destroy", &aside]);
+    let take_back = take_back(reach, &aside, guest);
     let monitor = account.monitor();
     let monitor = monitor.display();
     match (account.steps.last().map(|(_, step)| step), state) {
@@ -53,18 +55,18 @@ pub(super) fn came(account: &Account, state: Option<&str>) -> String {
     }
 }
 
-/// For a guest that left.
-pub(super) fn left(account: &Account, state: Option<&str>) -> String {
-    let Some((_, Step::Leave { guest, to, pid, .. })) = account.steps.first() else {
+/// For a guest that left, by what reaches its destination.
+pub(super) fn left(account: &Account, state: Option<&str>, reach: Option<&[String]>) -> String {
+    let Some((_, Step::Leave { guest, pid, .. })) = account.steps.first() else {
         return String::new();
     };
     let monitor = here::monitor(account);
     let monitor = monitor.display();
-    let there = there(to, guest);
+    let there = there(reach, guest);
     let pid = pid.map_or_else(String::new, |pid| format!(" (QEMU process {pid})"));
     let last = account.steps.last().map(|(_, step)| step);
     let begun = account.steps.iter().any(|(_, step)| matches!(step, Step::Sending { .. }));
-    let half = if begun { half(to, guest) } else { String::new() };
+    let half = if begun { half(reach, guest) } else { String::new() };
     match (last, state) {
         (Some(Step::Left), None) => format!("  at the destination: it said so itself; to be sure: {there}"),
         (Some(Step::Left), Some("running")) => format!(
@@ -98,23 +100,21 @@ pub(super) fn left(account: &Account, state: Option<&str>) -> String {
 }
 
 /// How to look at the destination.
-fn there(to: &[String], guest: &str) -> String {
-    match before_xl(to) {
+fn there(reach: Option<&[String]>, guest: &str) -> String {
+    match reach {
         Some(reach) => format!("look there: {}", line(reach, &["xl", "list", guest])),
         None => "look at the destination".to_owned(),
     }
 }
 
 /// What an `xl` may leave.
-fn half(to: &[String], guest: &str) -> String {
+fn half(reach: Option<&[String]>, guest: &str) -> String {
     let copy = leftover::name_of(guest);
-    let told = |reach: &[String]| {
-        format!(
-            "\n  a copy named {copy} there, if any, has never run: {}",
-            line(reach, &["xl", "destroy", &copy])
-        )
+    let told = |reach| {
+        let destroy = line(reach, &["xl", "destroy", &copy]);
+        format!("\n  a copy named {copy} there, if any, has never run: {destroy}")
     };
-    before_xl(to).map(told).unwrap_or_default()
+    reach.map(told).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -130,13 +130,13 @@ mod tests {
 
     fn of_one_that_came(guest: &str, steps: &[Step], state: Option<&str>) -> String {
         let begin = Step::Begin { guest: guest.to_owned(), uuid: None, from: Some("192.0.2.1".to_owned()) };
-        came(&account(begin, steps), state)
+        came(&account(begin, steps), state, Some(&["ssh", "192.0.2.1"].map(str::to_owned)))
     }
 
     fn of_one_that_left(steps: &[Step], state: Option<&str>) -> String {
-        let to = ["ssh", "-p", "22", "xen", "xl", "migrate-receive"].map(str::to_owned).to_vec();
         let (guest, monitor) = ("web".to_owned(), "/run/web.qmp".into());
-        left(&account(Step::Leave { guest, uuid: None, to, monitor, pid: Some(7) }, steps), state)
+        let leave = Step::Leave { guest, uuid: None, to: Vec::new(), monitor, pid: Some(7) };
+        left(&account(leave, steps), state, Some(&["ssh", "-p", "22", "xen"].map(str::to_owned)))
     }
 
     #[test]

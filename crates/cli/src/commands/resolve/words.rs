@@ -38,6 +38,7 @@ fn verdict(told: &Told) -> String {
         };
     }
     if *there == There::Unasked && verdict.why.is_empty() {
+        let reach = told.by_hand.as_deref();
         let text = match (&case.qemu, case.here()) {
             (Some(Qemu::Silent(why)), _) => {
                 format!("  unknown: its QEMU here does not answer ({why}), and may run it; QMP {monitor}")
@@ -45,8 +46,10 @@ fn verdict(told: &Told) -> String {
             (_, Here::Sent) => {
                 format!("  elsewhere: QEMU has sent it away from here by a move of its own; QMP {monitor}")
             }
-            (qemu, _) if account.leaves() => unasked::left(account, qemu.as_ref().and_then(Qemu::state)),
-            (qemu, _) => unasked::came(account, qemu.as_ref().and_then(Qemu::state)),
+            (qemu, _) if account.leaves() => {
+                unasked::left(account, qemu.as_ref().and_then(Qemu::state), reach)
+            }
+            (qemu, _) => unasked::came(account, qemu.as_ref().and_then(Qemu::state), reach),
         };
         let why = not_asked(told).map(|why| format!("\n  {} could not be asked: {why}", end(account)));
         return printable_lines(&text) + &why.unwrap_or_default();

@@ -13,11 +13,13 @@ use crate::exit::Error;
 /// How long the destination may take to end the copy; the guest runs here meanwhile.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// ssh's own exit code, where it did not come to run anything.
-const SSH_FAILED: i32 = 255;
+pub(in crate::commands) const SSH_FAILED: i32 = 255;
+/// What a receiver appends to the name of a guest that it has no permission to run.
+pub(in crate::commands) const INCOMING: &str = "--incoming";
 
 /// What the destination calls a guest that has never run there.
 pub(in crate::commands) fn name_of(guest: &str) -> String {
-    format!("{guest}--incoming")
+    format!("{guest}{INCOMING}")
 }
 
 /// The part of a command that reaches the host on which xl is.

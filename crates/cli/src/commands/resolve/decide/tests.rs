@@ -49,7 +49,7 @@ fn cell(verdict: &Verdict) -> String {
     words.collect::<Vec<_>>().join(".") + if verdict.provided.is_some() { "*" } else { "" }
 }
 
-/// In the order of the constants; acts in small letters are of this host.
+/// A legend, an empty line, and every verdict in the order of the constants.
 const TABLE: &str = include_str!("table.txt");
 
 #[test]
@@ -68,7 +68,8 @@ fn every_combination_has_its_verdict() {
         }
         table.push('\n');
     }
-    assert_eq!(table.trim_end(), TABLE.trim_end(), "found:\n{table}");
+    let wanted = TABLE.split_once("\n\n").unwrap().1;
+    assert_eq!(table.trim_end(), wanted.trim_end(), "found:\n{table}");
 }
 
 /// What stands and runs at the two ends.
@@ -98,7 +99,8 @@ impl World {
         match act {
             // None is let run that another could be let run beside. One that never ran is none.
             Act::Cont => assert!(
-                self.here == Here::Stopped && matches!(self.there, There::Absent | There::Incoming),
+                self.here == Here::Stopped
+                    && matches!(self.there, There::Absent | There::Namesake | There::Incoming),
                 "{self:?}"
             ),
             Act::Quit => assert_eq!(self.here, Here::Stopped, "one that runs is not ended"),
@@ -168,7 +170,7 @@ fn the_copy_that_is_named_is_there() {
 fn who_was_not_asked_decides_nothing() {
     for (stage, here, there) in every() {
         let verdict = decide(stage, here, there);
-        let blind = there == There::Unasked || here == Here::Silent || there == There::Namesake;
+        let blind = there == There::Unasked || here == Here::Silent;
         let both = here == Here::Runs && there == There::Runs;
         assert!(both || !blind || verdict.acts.is_empty(), "{stage:?} {here:?} {there:?}: {verdict:?}");
     }
