@@ -24,7 +24,7 @@ fn check() -> Result<()> {
 /// All tests that need no lab: with both QEMU versions and a release build of the binary at hand.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
     apt::install(&["gcc", "libc6-dev", "make", "binutils", "cpio", "busybox-static"])?;
-    // A libvirt that a test starts for itself. These bring no service, and start nothing.
+    // A libvirt that a test starts for itself; what would run it as a service is in packages of its own.
     apt::install(&["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "libxml2-utils"])?;
     qemu::provide(false)?;
     let binary = release_binary()?;
