@@ -120,7 +120,7 @@ impl Stay {
     fn usual_directory(&self) -> Result<PathBuf> {
         match self.unit.user() {
             None => Ok(SCRIPTS.into()),
-            Some(false) => Ok("/etc/systemd/system".into()),
+            Some(false) => Ok(unit::SYSTEM_UNITS.into()),
             Some(true) => {
                 let configuration = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
                 let configuration =

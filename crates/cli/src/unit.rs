@@ -21,6 +21,11 @@ use crate::{
     exit::{Error, Result},
 };
 
+/// Where the administrator's units of the system's systemd are.
+pub(crate) const SYSTEM_UNITS: &str = "/etc/systemd/system";
+/// What a system starts with.
+const BOOT: &str = "multi-user.target";
+
 /// Where a next start is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
@@ -36,6 +41,16 @@ pub(crate) fn name(guest: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let guest: String = guest.chars().map(plain).take(128).collect();
     format!("hyperferry-{guest}")
+}
+
+/// The unit that starts this guest with the host, if there is one that the system's systemd has enabled.
+pub(crate) fn enabled(guest: &str) -> Option<String> {
+    enabled_in(Path::new(SYSTEM_UNITS), guest)
+}
+
+fn enabled_in(folder: &Path, guest: &str) -> Option<String> {
+    let unit = format!("{}.service", name(guest));
+    folder.join(format!("{BOOT}.wants")).join(&unit).symlink_metadata().is_ok().then_some(unit)
 }
 
 impl Start {
@@ -99,7 +114,7 @@ impl Start {
         for disk in vm.config.disks.iter().filter_map(|disk| mounted(&source(arguments, &disk.vdev)?)) {
             let _ = writeln!(text, "RequiresMountsFor={}", words(&disk));
         }
-        let wanted = if user { "default.target" } else { "multi-user.target" };
+        let wanted = if user { "default.target" } else { BOOT };
         let _ = write!(
             text,
             "\n\
@@ -218,6 +233,17 @@ mod tests {
         ] {
             assert_eq!(words(word), quoted);
         }
+    }
+
+    #[test]
+    fn a_unit_is_enabled_by_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(enabled_in(folder.path(), "web"), None);
+        let wants = folder.path().join("multi-user.target.wants");
+        fs::create_dir(&wants).unwrap();
+        std::os::unix::fs::symlink("/nowhere", wants.join("hyperferry-web.service")).unwrap();
+        assert_eq!(enabled_in(folder.path(), "web").as_deref(), Some("hyperferry-web.service"));
+        assert_eq!(enabled_in(folder.path(), "web2"), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
     exit::{self, Error, Result},
     host, progress,
     report::Account,
-    runtime,
+    runtime, unit,
 };
 
 /// What keeps an ssh from waiting for a host that is gone: three questions without an answer, a second apart for each.
@@ -103,6 +103,12 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
         let shown = progress::start(words, &passage.outline().config.name)?;
         let config = &passage.outline().config;
         eprintln!("guest {} leaves QEMU {}", config.name, guest.version());
+        if let Some(unit) = unit::enabled(&config.name) {
+            eprintln!(
+                "warning [unit]: {unit} starts it with this host; `systemctl disable {unit}` once it has left, or it will run \
+                 on both"
+            );
+        }
         let (name, uuid) = (config.name.clone(), config.uuid.clone());
         let copy = leftover::Copy::of(&command, &name);
         let (monitor, pid) = (guest.monitor().to_owned(), guest.pid());
