@@ -1,0 +1,173 @@
+//! `hyperferry resolve` with journals that are written by hand, and other ends that are scripts. With QEMUs: `receive.rs`
+//! and `send.rs`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may, their helpers too")]
+
+mod common;
+#[path = "common/xl.rs"]
+mod xl;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use common::{Run, file, run, text};
+use serde_json::{Value, json};
+
+const UUID: &str = "404ed65b-3579-49d9-afd7-4b03c526326d";
+
+/// A journal, and scripts beside it.
+struct Moves {
+    folder: tempfile::TempDir,
+    count: u32,
+}
+
+impl Moves {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("journal")).unwrap();
+        Self { folder, count: 0 }
+    }
+
+    fn journal(&self) -> String {
+        text(&self.folder.path().join("journal")).to_owned()
+    }
+
+    /// Writes one down: its first step, and the names of others.
+    fn add(&mut self, mut first: Value, steps: &[&str]) {
+        self.count += 1;
+        first["unix_ms"] = 1.into();
+        let steps = steps.iter().map(|step| json!({"unix_ms": 1, "step": step}));
+        let lines: Vec<_> = std::iter::once(first).chain(steps).map(|step| step.to_string() + "\n").collect();
+        let path = format!("{}/{}-1.journal", self.journal(), self.count);
+        fs::write(path, lines.concat()).unwrap();
+    }
+
+    /// A guest that came, and may have run.
+    fn came(&mut self, guest: &str, uuid: &str, from: &str) {
+        self.add(json!({"step": "begin", "guest": guest, "uuid": uuid, "from": from}), &["go"]);
+    }
+
+    /// A script, as the command that reaches a host.
+    fn host(&self, name: &str, script: &str) -> String {
+        format!("sh {}", file(self.folder.path(), name, script.as_bytes()))
+    }
+
+    fn resolve(&self, more: &[&str]) -> Run {
+        run(&[&["resolve", &self.journal()], more].concat())
+    }
+}
+
+#[test]
+fn each_host_is_asked_once_and_all_at_the_same_time() {
+    const OTHER: &str = "11111111-2222-3333-4444-555555555555";
+    let mut moves = Moves::new();
+    moves.came("web", UUID, "xen1");
+    moves.came("db", OTHER, "xen2");
+    moves.came("mail", "22222222-2222-3333-4444-555555555555", "xen1");
+    let log = text(&moves.folder.path().join("asked")).to_owned();
+    let script = |uuid: &str, name: &str| {
+        format!("echo $0 $* >>{log}\nsleep 2\n{}", xl::list(uuid, &[(name, "-b----")]))
+    };
+    let (one, two) = (moves.host("one", &script(UUID, "web")), moves.host("two", &script(OTHER, "db")));
+    let began = Instant::now();
+    let peers = ["--peer", &format!("xen1={one}"), "--peer", &format!("xen2={two} -p 7")];
+    let told = moves.resolve(&peers).expect(0).stdout;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(told.matches("  at the source: it runs there; its QEMU here is gone").count(), 2, "{told}");
+    assert!(told.contains("  nowhere: it was told to run here, and no copy is left"), "{told}");
+    let mut asked: Vec<_> = fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect();
+    asked.sort();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked[0].ends_with("one xl list -v") && asked[1].ends_with("two -p 7 xl list -v"), "{asked:?}");
+
+    moves.resolve(&["--peer", &one]).expect(2).says("the journal has guests of several: xen1, xen2;");
+    moves.resolve(&["--peer", &one, "--offline"]).expect(2);
+    fs::remove_file(&log).unwrap();
+    let told = moves.resolve(&["--offline"]).expect(0).stdout;
+    assert_eq!(told.matches("  unknown: it was told to run here, and may have run").count(), 3, "{told}");
+    assert!(!told.contains("asked") && fs::metadata(&log).is_err(), "{told}");
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_named_and_decides_nothing() {
+    let mut moves = Moves::new();
+    moves.came("web", UUID, "xen1");
+    let silent = moves.host("silent", "sleep 60");
+    let told = moves.resolve(&["--json", "--peer", &silent]).expect(0).stdout;
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let guest = &told["guests"][0];
+    assert_eq!((&guest["where"], &guest["commands"]), (&"unknown".into(), &json!([])));
+    assert_eq!(guest["there"]["error"], format!("no answer in 10 s ({silent})"));
+    for (script, why) in [
+        ("echo nonsense", "found \"nonsense\" where `xl list -v` prints its heading"),
+        ("echo 'Permission denied (publickey).' >&2; exit 255", "it cannot be reached: Permission denied"),
+        ("exit 1", "`xl list -v` ended with 1: without a word"),
+        ("head -c 3000000 /dev/zero", "wanted a domain"),
+    ] {
+        let host = moves.host("host", script);
+        let told = moves.resolve(&["--peer", &host]).expect(0).stdout;
+        let by = format!("({host})\n");
+        let found = told.contains("the source could not be asked: ") && told.ends_with(&by);
+        assert!(found && (told.contains(why) || script.starts_with("head")), "{told:.1000}");
+    }
+}
+
+#[test]
+fn a_host_without_xl_is_asked_what_its_hyperferry_knows() {
+    let mut moves = Moves::new();
+    moves.came("web", UUID, "kvm1");
+    let own = env!("CARGO_BIN_EXE_hyperferry");
+    let there = Moves::new();
+    // What ssh would start there; its journal is another directory than the usual one.
+    let script = format!(
+        "case $1 in xl) echo 'sh: xl: not found' >&2; exit 127 ;; esac\nshift; exec {own} \"$@\" {}",
+        there.journal()
+    );
+    let host = moves.host("kvm1", &script);
+    let told = moves.resolve(&["--peer", &host]).expect(0).stdout;
+    assert!(told.contains(&format!("  seen at the source ({host}): no QEMU with web")), "{told}");
+    assert!(told.contains("  nowhere: it was told to run here, and no copy is left"), "{told}");
+}
+
+#[test]
+fn an_answer_of_our_own_is_none() {
+    let mut moves = Moves::new();
+    let own = env!("CARGO_BIN_EXE_hyperferry");
+    let to = [own, "receive", "--journal", &moves.journal()];
+    let leave =
+        json!({"step": "leave", "guest": "web", "uuid": UUID, "to": to, "monitor": "/nowhere", "pid": 7});
+    moves.add(leave, &["ready", "go"]);
+    let told = moves.resolve(&[]).expect(0).stdout;
+    assert!(told.contains("the destination could not be asked: that leads back to this host"), "{told}");
+}
+
+#[test]
+fn names_from_elsewhere_reach_no_terminal_and_no_shell_as_they_are() {
+    let mut moves = Moves::new();
+    let guest = "a;touch $HOME\u{1b}[2J";
+    moves.came(guest, UUID, "xen1");
+    let aside = format!("{guest}--migratedaway");
+    let host = moves.host("host", &xl::list(UUID, &[(&aside, "---ss-")]));
+    let told = moves.resolve(&["--peer", &host]).expect(0).stdout;
+    assert!(told.contains("  at the source: its copy there is the only one left"), "{told}");
+    assert!(!told.contains('\u{1b}'), "{told}");
+    assert!(told.contains(r"'xl rename '\''a;touch $HOME?[2J--migratedaway'\'' '\''a;touch"), "{told}");
+}
+
+#[test]
+fn to_look_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("none");
+    let told = run(&["resolve", "--dry-run", "--json", text(&journal)]).expect(0).stdout;
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["guests"], json!([]));
+    assert!(!journal.exists());
+    let mut moves = Moves::new();
+    moves.add(json!({"step": "begin", "guest": "web", "uuid": UUID, "from": null}), &["loading"]);
+    let path = format!("{}/1-1.journal", moves.journal());
+    let before = fs::read_to_string(&path).unwrap();
+    moves.resolve(&["--dry-run"]).expect(0);
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    moves.resolve(&["--offline"]).expect(0).says("its half-made copy is ended");
+    assert!(fs::read_to_string(&path).unwrap().contains("failed"));
+}
