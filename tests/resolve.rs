@@ -8,6 +8,7 @@ mod xl;
 
 use std::{
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -37,7 +38,12 @@ impl Moves {
     fn add(&mut self, mut first: Value, steps: &[&str]) {
         self.count += 1;
         first["unix_ms"] = 1.into();
-        let steps = steps.iter().map(|step| json!({"unix_ms": 1, "step": step}));
+        let more = json!({"why": "x", "pid": 7, "still": false, "paused": false});
+        let steps = steps.iter().map(|step| {
+            let mut line = more.clone();
+            (line["unix_ms"], line["step"]) = (1.into(), (*step).into());
+            line
+        });
         let lines: Vec<_> = std::iter::once(first).chain(steps).map(|step| step.to_string() + "\n").collect();
         let path = format!("{}/{}-1.journal", self.journal(), self.count);
         fs::write(path, lines.concat()).unwrap();
@@ -153,6 +159,67 @@ fn names_from_elsewhere_reach_no_terminal_and_no_shell_as_they_are() {
     assert!(told.contains("  at the source: its copy there is the only one left"), "{told}");
     assert!(!told.contains('\u{1b}'), "{told}");
     assert!(told.contains(r"'xl rename '\''a;touch $HOME?[2J--migratedaway'\'' '\''a;touch"), "{told}");
+}
+
+/// A Xen host of 4.17 with a file of domains, each a name and its state; `xl resume` is not among its commands.
+const XEN: &str = r#"
+domains=${0%/*}/domains
+state() { grep -q "^$1 " $domains && sed -i "s/^$1 .*/$1 $2/" $domains; }
+case $2 in
+list)
+    echo 'Name ID Mem VCPUs State Time(s) UUID Reason-Code'
+    echo 'Domain-0 0 1536 2 r----- 95.1 00000000-0000-0000-0000-000000000000 - -'
+    while read name state; do echo "$name 5 160 2 $state 15.4 UUID - -"; done <$domains ;;
+rename) grep -q "^$3 " $domains && ! grep -q "^$4 " $domains && sed -i "s/^$3 /$4 /" $domains ;;
+destroy) grep -q "^$3 " $domains && sed -i "/^$3 /d" $domains ;;
+save) state $4 -b---- ;;
+pause) state $3 --p--- ;;
+unpause) state $3 -b---- ;;
+*) exit 2 ;;
+esac
+"#;
+
+#[test]
+fn what_is_advised_makes_it_so() {
+    let came = || json!({"step": "begin", "guest": "web", "uuid": UUID, "from": "xen1"});
+    let left = || {
+        let to = ["ssh", "xen1", "xl", "migrate-receive"];
+        json!({"step": "leave", "guest": "web", "uuid": UUID, "to": to, "monitor": "/nowhere", "pid": 7})
+    };
+    for (first, steps, domains, place, then) in [
+        (came(), &["ready", "failed"][..], "web--migratedaway ---ss-", "source", "web -b----"),
+        (came(), &["ready", "failed"], "web ---ss-", "source", "web -b----"),
+        (came(), &["ready", "go"], "web--migratedaway ---ss-", "source", "web -b----"),
+        (came(), &["ready", "go", "running"], "web--migratedaway ---ss-", "nowhere", ""),
+        (came(), &["ready", "failed"], "web -b----", "source", "web -b----"),
+        (came(), &["loading", "failed"], "web--migratedaway ---ss-", "elsewhere", "web--migratedaway ---ss-"),
+        (left(), &["sending", "failed"], "web--incoming --p---", "nowhere", ""),
+        (left(), &["sending", "ready"], "web--incoming --p---", "destination", "web -b----"),
+        (left(), &["sending", "ready", "go"], "web--incoming --p---", "destination", "web -b----"),
+        (left(), &["sending", "ready", "go"], "web --p---", "destination", "web -b----"),
+    ] {
+        let mut moves = Moves::new();
+        moves.add(first, steps);
+        let path = moves.folder.path().join("domains");
+        fs::write(&path, format!("{domains}\n")).unwrap();
+        // A shell at the other end takes the words apart again.
+        moves.host("xen", &XEN.replace("UUID -", &format!("{UUID} -")));
+        let xl = format!("xl() {{ sh {}/xen xl \"$@\"; }}\n", moves.folder.path().display());
+        let host = moves.host("reach", &format!("{xl}eval \"$*\""));
+        let told = || -> Value {
+            let told = moves.resolve(&["--json", "--peer", &host]).expect(0).stdout;
+            serde_json::from_str::<Value>(&told).unwrap()["guests"][0].clone()
+        };
+        let before = told();
+        assert_eq!(before["where"], place, "{domains}: {before}");
+        for command in before["commands"].as_array().unwrap() {
+            let done = Command::new("sh").arg("-c").arg(command["shell"].as_str().unwrap()).status().unwrap();
+            assert!(done.success(), "{before}");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap().trim_end(), then, "{before}");
+        let after = told();
+        assert_eq!((&after["where"], &after["commands"]), (&before["where"], &json!([])), "{after}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ mod unasked;
 mod words;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -77,6 +77,11 @@ pub(crate) struct Resolve {
     pub(crate) json: bool,
 }
 
+/// What the other end answered, or why it did not.
+type Asked = std::result::Result<Answer, String>;
+/// Who is at the other end, or why nobody can be asked.
+type Named = std::result::Result<Peer, String>;
+
 /// What is known of a move.
 struct Case {
     account: Account,
@@ -85,8 +90,8 @@ struct Case {
     qemu: Option<Qemu>,
     /// A later move of the same guest tells more.
     superseded: bool,
-    /// Whom to ask, or why nobody can be; nothing where there is nothing to ask.
-    peer: Option<std::result::Result<Peer, String>>,
+    /// Whom to ask; nothing where there is nothing to ask.
+    peer: Option<Named>,
 }
 
 /// Says it for every guest that came in or left.
@@ -115,7 +120,7 @@ pub(super) fn run(arguments: &Resolve) -> Result<u8> {
 /// A move, and what was found out.
 struct Told {
     case: Case,
-    answer: Option<std::result::Result<Answer, String>>,
+    answer: Option<Asked>,
     there: There,
     verdict: Verdict,
     /// What reaches a Xen host at the other end, for whoever has to look there.
@@ -157,10 +162,10 @@ async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
 }
 
 /// Asks all that have to be asked, each once, at the same time.
-async fn ask(cases: &[Case], own: &Document) -> BTreeMap<Peer, std::result::Result<Answer, String>> {
+async fn ask(cases: &[Case], own: &Document) -> BTreeMap<Peer, Asked> {
     let mut questions = JoinSet::new();
     let peers = cases.iter().filter_map(|case| case.peer.as_ref()?.as_ref().ok());
-    for peer in peers.collect::<std::collections::BTreeSet<_>>() {
+    for peer in peers.collect::<BTreeSet<_>>() {
         let peer = peer.clone();
         let own = own.clone();
         questions.spawn(async move { (peer.clone(), peer.ask(&own).await) });
@@ -208,7 +213,7 @@ impl Case {
         }
     }
 
-    fn there(&self, answer: Option<&std::result::Result<Answer, String>>) -> There {
+    fn there(&self, answer: Option<&Asked>) -> There {
         let (guest, uuid) = self.guest();
         match answer {
             Some(Ok(answer)) => answer.of(guest, uuid, self.account.leaves()).there,
@@ -238,6 +243,7 @@ impl Case {
     }
 }
 
+/// How far it came.
 fn stage(account: &Account) -> Stage {
     let ready = account.steps.iter().any(|(_, step)| matches!(step, Step::Ready { .. }));
     match (account.leaves(), account.steps.last().map(|(_, step)| step)) {

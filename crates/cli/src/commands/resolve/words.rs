@@ -4,7 +4,7 @@ use hyperferry_relay::journal::{Account, Step};
 
 use super::{
     Told, age,
-    decide::{Act, Here, Place, There},
+    decide::{Act, Here, Place, Stage, There},
     document::{Command, Local, Move, Remote},
     domains::Domain,
     heading, here,
@@ -28,14 +28,15 @@ fn verdict(told: &Told) -> String {
         return "  under way: wait for it".to_owned();
     }
     if case.superseded && verdict.place != Place::Two {
-        return match (account.leaves(), case.qemu.as_ref().and_then(Qemu::state)) {
-            (false, _) => "  it was here, and has moved again since then: see below".to_owned(),
-            (true, None) => "  it left, and has moved again since then: see below".to_owned(),
-            (true, Some(state)) => format!(
-                "  it left, and has moved again since then: see below; the QEMU that it left is in state {state}, \
-                 and must not go on: send `quit` to {monitor}"
-            ),
+        let was = match case.stage {
+            Stage::CameEarly | Stage::CameReady => "it did not come this time",
+            Stage::CameGo | Stage::CameRan => "it was here",
+            _ => "it left",
         };
+        let stale = case.qemu.as_ref().and_then(Qemu::state).map_or_else(String::new, |state| {
+            format!("; this QEMU, in state {state}, must not go on: send `quit` to {monitor}")
+        });
+        return format!("  {was}, and has moved since then: see below{stale}");
     }
     if *there == There::Unasked && verdict.why.is_empty() {
         let reach = told.by_hand.as_deref();
