@@ -58,6 +58,11 @@ pub(super) fn reach(text: &str) -> Result<Reach, String> {
     Ok(Reach { host, words })
 }
 
+/// Whether a program has another host's shell read the words behind it.
+pub(super) fn is_ssh(program: &str) -> bool {
+    Path::new(program).file_name() == Some("ssh".as_ref())
+}
+
 /// Somebody who can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Peer {
@@ -100,7 +105,8 @@ impl Peer {
     /// The other end of a move, or why nobody can be asked.
     pub(super) fn of(account: &Account, named: &[Reach]) -> Result<Self, String> {
         let (reach, receiver) = match account.steps.first() {
-            Some((_, Step::Begin { from: Some(from), .. })) => {
+            // What begins like an option is no address.
+            Some((_, Step::Begin { from: Some(from), .. })) if !from.starts_with('-') => {
                 (Some(vec!["ssh".to_owned(), from.clone()]), None)
             }
             Some((_, Step::Leave { to, .. })) => match Receiver::of(to) {
@@ -165,8 +171,7 @@ impl Peer {
     /// What its command line is, to the word.
     fn line(&self, words: &[String]) -> Vec<String> {
         let mut line = self.reach.clone();
-        let program = line.first().map(|program| Path::new(program).file_name() == Some("ssh".as_ref()));
-        if program == Some(true) {
+        if line.first().is_some_and(|program| is_ssh(program)) {
             line.splice(1..1, SSH.map(str::to_owned));
         }
         line.extend_from_slice(words);
@@ -375,6 +380,7 @@ mod tests {
                 format!("/usr/bin/ssh {ssh} -o X=y c xl list -v"),
             ),
             (left("ssh -p 22 xen xl migrate-receive -p"), &[], format!("ssh {ssh} -p 22 xen xl list -v")),
+            (left("ssh xl xl migrate-receive"), &[], format!("ssh {ssh} xl xl list -v")),
             (left("xl migrate-receive"), &[], "xl list -v".to_owned()),
             (left("sh -c anything"), &["ssh xen"], format!("ssh {ssh} xen xl list -v")),
             (
@@ -386,6 +392,7 @@ mod tests {
             assert_eq!(line(&account, named), Ok(asked));
         }
         assert!(line(&came(None), &[]).unwrap_err().contains("--peer"));
+        assert!(line(&came(Some("-oX")), &[]).unwrap_err().contains("--peer"), "no address");
         assert!(line(&left("sh -c anything"), &[]).unwrap_err().contains("--peer"));
     }
 

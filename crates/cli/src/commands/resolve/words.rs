@@ -9,7 +9,7 @@ use super::{
     domains::Domain,
     heading, here,
     here::Qemu,
-    peer::{Answer, Peer, Seen, printable},
+    peer::{Answer, Peer, Seen, is_ssh, printable},
     unasked,
 };
 use crate::commands::qemu_args::quote;
@@ -259,13 +259,12 @@ pub(super) fn line(reach: &[String], command: &[&str]) -> String {
     script(reach, &remote)
 }
 
-/// The same for a script.
+/// The same for a script. The shell of each host on the way takes one layer of quotes off.
 fn script(reach: &[String], remote: &str) -> String {
-    if reach.is_empty() {
-        return remote.to_owned();
-    }
-    let reach = reach.iter().map(|word| quote(word));
-    reach.chain([format!("'{}'", remote.replace('\'', r"'\''"))]).collect::<Vec<_>>().join(" ")
+    let hosts = reach.iter().filter(|word| is_ssh(word)).count();
+    let shells = if reach.is_empty() { 0 } else { hosts.max(1) };
+    let remote = (0..shells).fold(remote.to_owned(), |line, _| quote(&line));
+    reach.iter().map(|word| quote(word)).chain([remote]).collect::<Vec<_>>().join(" ")
 }
 
 fn printable_lines(text: &str) -> String {
@@ -301,11 +300,12 @@ mod tests {
     #[test]
     fn what_is_printed_for_a_shell_reaches_xl_to_the_letter() {
         let by_ssh = ["ssh".to_owned(), "root@xen".to_owned()];
+        let by_gateway = [&by_ssh[..], &by_ssh].concat();
         for guest in ["web", "a b", "it's; rm -rf /", "$(id)`id`", "\"q\" *"] {
             let (aside, incoming) = (format!("{guest}--migratedaway"), format!("{guest}--incoming"));
             let saved = ["--", "save", "-c", guest, "/dev/null", "--"];
             let taken = [&["rename", aside.as_str(), guest, "--", "resume", guest][..], &saved].concat();
-            for reach in [&by_ssh[..], &[]] {
+            for reach in [&by_ssh[..], &by_gateway, &[]] {
                 let line = xl(Act::Destroy, reach, &domain(&aside), guest);
                 assert_eq!(called(&line), ["destroy", &aside, "--"], "{line}");
                 let line = xl(Act::Resume, reach, &domain(&aside), guest);

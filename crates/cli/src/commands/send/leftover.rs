@@ -24,7 +24,7 @@ pub(in crate::commands) fn name_of(guest: &str) -> String {
 
 /// The part of a command that reaches the host on which xl is.
 pub(in crate::commands) fn before_xl(command: &[String]) -> Option<&[String]> {
-    command.get(..command.iter().position(|word| word == "xl")?)
+    command.get(..command.iter().rposition(|word| word == "xl")?)
 }
 
 /// A guest's copy at a destination, and the command that ends it; without a command it is none of an `xl`.
