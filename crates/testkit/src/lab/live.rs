@@ -141,7 +141,7 @@ pub struct Moved {
     pub place: Place,
     /// What was not as it should be.
     pub faults: Vec<String>,
-    /// What `xl migrate` and the receiver said.
+    /// What `xl migrate` and the receiver said, and `hyperferry resolve` after it.
     pub said: String,
 }
 
@@ -216,7 +216,7 @@ impl Live {
         let running = again.map_or_else(|| start(&plan), Ok)?;
         let before = running.here.seen().beats().len();
         let began = (Instant::now(), now());
-        let said = self.migrate(&plan, &running.name)?;
+        let mut said = self.migrate(&plan, &running.name)?;
         let (took, ended) = (began.0.elapsed(), now());
         match plan.kill {
             Some((Kill::Network, _)) => Host::Kvm.wait(PATIENCE)?,
@@ -227,7 +227,7 @@ impl Live {
             _ => {}
         }
         let place = Place::due(&plan);
-        let mut faults = place.reached(&running, before)?;
+        let mut faults = place.reached(&running, before, &mut said)?;
         let judged = running.judged(&(began.1..ended));
         faults.extend(judged.faults(&running.seen(), place.leap(&judged)));
         if let Some(hurdle) = plan.hurdle

@@ -74,8 +74,8 @@ impl Place {
         }
     }
 
-    /// Waits until it is settled there and nowhere else; tells what is wrong.
-    pub(super) fn reached(self, running: &Running, before: usize) -> Result<Vec<String>> {
+    /// Waits until it is settled there and nowhere else; tells what is wrong. Adds what `resolve` says of it.
+    pub(super) fn reached(self, running: &Running, before: usize, said: &mut String) -> Result<Vec<String>> {
         let Running { name, here, elsewhere, .. } = running;
         let mut faults = Vec::new();
         let mut want = |right: bool, what: &str| {
@@ -89,6 +89,7 @@ impl Place {
             want(elsewhere.waits_for_beats(BEATS, PATIENCE), "it does not go on in KVM");
         }
         let resolved = resolve()?;
+        said.push_str(&resolved);
         let mut says = |words: &str| {
             // Nothing is written down before the guest has a name.
             let unknown = resolved.is_empty() && self == Self::Xen;
