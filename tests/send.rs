@@ -47,11 +47,22 @@ fn alone() -> impl Drop {
 
 /// The witness' kernel, if it was built.
 fn kernel() -> Option<PathBuf> {
-    let kernel = tools::lab().join("witness/witness.bzimage");
-    if !kernel.exists() {
-        println!("SKIPPED: {} is not there; run `cargo xtask lab up`", kernel.display());
-    }
-    kernel.exists().then_some(kernel)
+    tools::witness().inspect_err(|error| println!("SKIPPED: {error}")).ok()
+}
+
+/// What a guest has said so far.
+fn beats(serial: &Path) -> Vec<Beat> {
+    witness::beats(&fs::read_to_string(serial).unwrap_or_default())
+}
+
+/// The same, with no beat missing and no check failed.
+#[track_caller]
+fn sound_beats(serial: &Path) -> Vec<Beat> {
+    let text = fs::read_to_string(serial).unwrap();
+    let beats = witness::beats(&text);
+    assert!(beats.iter().all(|beat| beat.bad == 0), "{text}");
+    assert!(beats.iter().zip(&beats[1..]).all(|(beat, next)| next.beat == beat.beat + 1), "{text}");
+    beats
 }
 
 /// A QEMU that somebody else started, with a witness in it.
@@ -91,7 +102,7 @@ impl Source {
     }
 
     fn beats(&self) -> Vec<Beat> {
-        witness::beats(&fs::read_to_string(self.file("serial")).unwrap_or_default())
+        beats(&self.file("serial"))
     }
 
     /// The guest beats on here, without a failed check.
@@ -99,9 +110,7 @@ impl Source {
     fn goes_on(&self) {
         let before = self.beats().len();
         wait_for("beats", || self.beats().len() > before + 4);
-        let beats = self.beats();
-        assert!(beats.iter().all(|beat| beat.bad == 0), "{beats:?}");
-        assert!(beats.iter().zip(&beats[1..]).all(|(beat, next)| next.beat == beat.beat + 1), "{beats:?}");
+        sound_beats(&self.file("serial"));
     }
 
     /// What its QEMU answers.
@@ -237,8 +246,7 @@ impl Receiver {
     }
 
     fn beats_of(&self, guest: &str) -> Vec<Beat> {
-        let serial = self.folder.path().join(format!("{guest}.serial"));
-        witness::beats(&fs::read_to_string(serial).unwrap_or_default())
+        beats(&self.folder.path().join(format!("{guest}.serial")))
     }
 
     /// Where the QEMU that it left listens.
@@ -253,10 +261,9 @@ impl Receiver {
     #[track_caller]
     fn goes_on_from(&self, before: &[Beat]) {
         wait_for("beats at the destination", || self.beats().len() > 4);
-        let (beats, last) = (self.beats(), before.last().unwrap().beat);
+        let beats = sound_beats(&self.folder.path().join("web.serial"));
+        let last = before.last().unwrap().beat;
         assert!((last..=last + 2).contains(&beats[0].beat), "{last}, then {:?}", beats[0]);
-        assert!(beats.iter().all(|beat| beat.bad == 0), "{beats:?}");
-        assert!(beats.iter().zip(&beats[1..]).all(|(beat, next)| next.beat == beat.beat + 1), "{beats:?}");
     }
 }
 

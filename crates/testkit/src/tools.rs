@@ -21,6 +21,15 @@ pub fn qemu(version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The kernel of the witness, `tests/guests/witness`; an error says how to get it.
+pub fn witness() -> Result<PathBuf> {
+    let path = lab().join("guests/witness/witness.bzimage");
+    if !path.exists() {
+        bail!("{} is not there; `cargo xtask test` builds it", path.display());
+    }
+    Ok(path)
+}
+
 /// The platform shim's library, built for the lab's KVM host: `HYPERFERRY_SHIM`.
 pub fn platform_shim() -> Result<PathBuf> {
     match std::env::var_os("HYPERFERRY_SHIM") {

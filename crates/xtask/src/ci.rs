@@ -27,6 +27,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     // A libvirt that a test starts for itself; what would run it as a service is in packages of its own.
     apt::install(&["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "libxml2-utils"])?;
     qemu::provide(false)?;
+    lab::witness()?;
     let binary = release_binary()?;
     step("testing the workspace (some minutes)");
     let mut test = cargo(["test", "--workspace", "--quiet", "--no-fail-fast"]);
