@@ -8,7 +8,7 @@ mod measure;
 mod send;
 
 pub(crate) use guests::witness;
-pub(crate) use host::describe;
+pub(crate) use host::{describe, down};
 
 use crate::sh::step;
 use anyhow::Result;
@@ -42,6 +42,9 @@ pub(crate) enum Action {
     },
     /// Run the tests of tests/lab against both hosts, booting them where needed.
     Test {
+        /// How often tests that failed are run again, on hosts booted anew.
+        #[arg(long, default_value_t = 0)]
+        again: u32,
         /// Names of tests, and other arguments of the test program.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -76,8 +79,8 @@ pub(crate) fn act(action: Action) -> Result<()> {
             }
             Ok(())
         }
-        Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(host::down),
-        Action::Test { arguments } => crate::ci::lab_test(&arguments),
+        Action::Down { hosts } => named(hosts, &Host::EVERY).into_iter().try_for_each(down),
+        Action::Test { arguments, again } => crate::ci::lab_test(&arguments, again),
         Action::Move(moves) => live::run(&moves),
         Action::Send(options) => send::run(&options),
         Action::Measure(options) => measure::run(&options),

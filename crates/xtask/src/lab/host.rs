@@ -84,7 +84,7 @@ pub(super) fn wait(host: Host) -> Result<()> {
 }
 
 /// Stops it if it runs.
-pub(super) fn down(host: Host) -> Result<()> {
+pub(crate) fn down(host: Host) -> Result<()> {
     if let Some(process) = pid(host) {
         step(format!("stopping the {host} host"));
         command("kill", [process.to_string()]).quiet()?;
