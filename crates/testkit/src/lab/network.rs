@@ -1,8 +1,14 @@
 //! How the hosts of the lab reach each other, and a guest's network card the hosts.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::Host;
 
@@ -52,4 +58,30 @@ pub fn provide_bridge_helper() -> Result<()> {
              mkdir -p /usr/lib/qemu; ln -sf /opt/qemu/10.0/root/usr/lib/qemu/qemu-bridge-helper /usr/lib/qemu/",
         )
         .map(drop)
+}
+
+/// A port of this machine that nobody uses.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Has a host's emulator pass a port of this machine on to `port` of the host, and tells which.
+pub fn forward(host: Host, port: u16) -> Result<u16> {
+    let here = free_port()?;
+    let mut monitor = UnixStream::connect(host.dir().join("monitor"))?;
+    monitor.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let prompt = |monitor: &mut UnixStream| -> Result<String> {
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"(qemu) ") {
+            monitor.read_exact(&mut byte)?;
+            said.extend(byte);
+        }
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    };
+    prompt(&mut monitor)?;
+    monitor.write_all(format!("hostfwd_add tcp:127.0.0.1:{here}-:{port}\n").as_bytes())?;
+    let said = prompt(&mut monitor)?;
+    ensure!(!said.contains("could not") && !said.contains("rror"), "the monitor says: {said}");
+    Ok(here)
 }

@@ -2,8 +2,8 @@
 //!
 //! One Linux guest that dirties its memory at a known rate is moved from Xen to QEMU by `hyperferry receive`, from QEMU to QEMU,
 //! from QEMU to Xen by `hyperferry send`, and from Xen to Xen, in this order and without a new start, so that all moves meet the
-//! same guest and the same load. Each time the stream passes an ssh connection through this machine, and once more QEMU's
-//! own passes a UNIX socket.
+//! same guest and the same load. Each time the stream passes an ssh or a TCP connection through this machine, and once more
+//! QEMU's own passes a UNIX socket.
 //!
 //! *Silence* is the longest time between two lines on the guest's serial port, and between two answers of its emulated
 //! network card to pings; *usual* is what these are without a move (medians). Each host tells times by its own clock;
@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people")]
 
 mod clock;
+mod transport;
 mod watch;
 
 use super::{host, up};
@@ -21,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clock::Clock;
 use hyperferry_testkit::lab::{
     Host,
-    network::{GUEST_ADDRESS, OUTSIDE, give_key, provide_bridge, provide_bridge_helper, ssh_to},
+    network::{GUEST_ADDRESS, give_key, provide_bridge, provide_bridge_helper},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use transport::{Lead, Transport};
 use watch::Seen;
 
 /// How it is measured.
@@ -51,6 +53,9 @@ pub(crate) struct Options {
     /// guest by a fault of the emulator (tests/lab/README.md).
     #[arg(long, default_value_t = 100)]
     ping: u32,
+    /// What carries the streams: ssh, as `xl migrate` does by itself, or tcp, without a cipher.
+    #[arg(long, value_enum, default_value_t = Transport::Ssh)]
+    transport: Transport,
     /// QEMU on the destination.
     #[arg(long, default_value = "10.0", value_parser = ["7.2", "10.0"])]
     qemu: String,
@@ -77,24 +82,24 @@ const AROUND: Duration = Duration::from_secs(6);
 /// The moves, in the order in which they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 enum Way {
-    #[serde(rename = "Xen to QEMU, ssh")]
+    #[serde(rename = "Xen to QEMU")]
     XenToQemu,
-    #[serde(rename = "QEMU to QEMU, ssh")]
+    #[serde(rename = "QEMU to QEMU")]
     QemuToQemu,
     #[serde(rename = "QEMU to QEMU, socket")]
     QemuToQemuSocket,
-    #[serde(rename = "QEMU to Xen, ssh")]
+    #[serde(rename = "QEMU to Xen")]
     QemuToXen,
-    #[serde(rename = "Xen to Xen, ssh")]
+    #[serde(rename = "Xen to Xen")]
     XenToXen,
 }
 
 const WAYS: [(Way, &str); 5] = [
-    (Way::XenToQemu, "Xen to QEMU, ssh"),
-    (Way::QemuToQemu, "QEMU to QEMU, ssh"),
+    (Way::XenToQemu, "Xen to QEMU"),
+    (Way::QemuToQemu, "QEMU to QEMU"),
     (Way::QemuToQemuSocket, "QEMU to QEMU, socket"),
-    (Way::QemuToXen, "QEMU to Xen, ssh"),
-    (Way::XenToXen, "Xen to Xen, ssh"),
+    (Way::QemuToXen, "QEMU to Xen"),
+    (Way::XenToXen, "Xen to Xen"),
 ];
 
 /// What was seen of one move.
@@ -259,23 +264,17 @@ on_poweroff="preserve"
         let sent_before = sent_by(sender)?;
         let beats_before =
             receiver.run(&format!("grep -c '{BEAT}' {DIR}/log || true"))?.trim().parse::<u32>()?;
+        let lead = self.lead(way)?;
         let began = clock::now();
         let began_at = Instant::now();
-        let said = match way {
-            Way::XenToXen => self.by_xl(&ssh_to(Host::Xen), OUTSIDE)?,
-            Way::XenToQemu => {
-                let receive = format!(
-                    "{DIR}/hyperferry receive --progress none --progress-file {PROGRESS} --qemu qemu-{} --journal {DIR}/journal --serial {DIR}/serial \
-                     --map-bridge {BRIDGE}={BRIDGE}",
-                    self.options.qemu
-                );
-                self.by_xl("", &format!("exec {} {OUTSIDE} {receive}", ssh_to(Host::Kvm)))?
-            }
+        let mut said = match way {
+            Way::XenToXen | Way::XenToQemu => self.by_xl(&lead)?,
             Way::QemuToQemu | Way::QemuToQemuSocket => Vec::new(),
-            Way::QemuToXen => self.by_send()?,
+            Way::QemuToXen => self.by_send(&lead)?,
         };
         let mut total = began_at.elapsed().as_secs_f64();
         if way == Way::XenToQemu {
+            said.extend(lead.said()?);
             self.qemu = Some(named(&said).context("hyperferry does not say where the guest is")?);
         }
         let mut pause = None;
@@ -287,7 +286,7 @@ on_poweroff="preserve"
                 watch::rounds(&progress)
             }
             Way::QemuToQemu | Way::QemuToQemuSocket => {
-                let account = self.by_qemu(way)?;
+                let account = self.by_qemu(way, &lead)?;
                 total = account.get("seconds").and_then(Value::as_f64).context("no time")?;
                 let counted = account.pointer("/account/ram/dirty-sync-count").and_then(Value::as_u64);
                 counted.unwrap_or_default()
@@ -315,34 +314,47 @@ on_poweroff="preserve"
         })
     }
 
+    /// The way for a stream, with what waits for it at the other end.
+    fn lead(&self, way: Way) -> Result<Lead> {
+        let receive = match way {
+            Way::XenToXen | Way::QemuToXen => "xl migrate-receive".to_owned(),
+            Way::XenToQemu => format!(
+                "{DIR}/hyperferry receive --progress none --progress-file {PROGRESS} --qemu qemu-{} --journal {DIR}/journal \
+                 --serial {DIR}/serial --map-bridge {BRIDGE}={BRIDGE}",
+                self.options.qemu
+            ),
+            Way::QemuToQemu => format!("socat STDIN UNIX-CONNECT:{}", incoming(way)),
+            Way::QemuToQemuSocket => return Ok(Lead::nowhere()),
+        };
+        let there = if matches!(way, Way::XenToXen | Way::QemuToXen) { Host::Xen } else { Host::Kvm };
+        self.options.transport.lead_to(there, &receive)
+    }
+
     /// `xl migrate`; gives what it said.
-    fn by_xl(&self, ssh: &str, to: &str) -> Result<Vec<(f64, String)>> {
-        told(Host::Xen, &format!("xl migrate -s '{ssh}' {GUEST} '{to}' 2>&1 </dev/null"))
+    fn by_xl(&self, lead: &Lead) -> Result<Vec<(f64, String)>> {
+        told(Host::Xen, &format!("xl migrate -s '' {GUEST} 'exec {}' 2>&1 </dev/null", lead.command))
     }
 
     /// `hyperferry send`; gives what it said.
-    fn by_send(&mut self) -> Result<Vec<(f64, String)>> {
+    fn by_send(&mut self, lead: &Lead) -> Result<Vec<(f64, String)>> {
         let Some(Qemu { qmp, .. }) = self.qemu.take() else { bail!("no QEMU has the guest") };
         let command = format!(
             "{DIR}/hyperferry send --progress none --progress-file {PROGRESS} --journal {DIR}/journal --serial file:{DIR}/serial \
-             --map-bridge {BRIDGE}={BRIDGE} --ssh '{}' {qmp} {OUTSIDE} 2>&1 </dev/null",
-            ssh_to(Host::Xen)
+             --map-bridge {BRIDGE}={BRIDGE} {qmp} -- {} 2>&1 </dev/null",
+            lead.command
         );
         told(Host::Kvm, &command)
     }
 
     /// QEMU's `migrate`, into a QEMU of the same command line; gives `move-qemu`'s account.
-    fn by_qemu(&mut self, way: Way) -> Result<Value> {
+    fn by_qemu(&mut self, way: Way, lead: &Lead) -> Result<Value> {
         let Some(Qemu { pid, qmp }) = &self.qemu else { bail!("no QEMU has the guest") };
-        let (uri, name) = match way {
-            Way::QemuToQemuSocket => ("unix:{}".to_owned(), "b"),
-            _ => {
-                let there = "exec socat STDIN UNIX-CONNECT:{}";
-                (format!("exec:exec {} {OUTSIDE} '{there}'", ssh_to(Host::Kvm)), "a")
-            }
+        let incoming = incoming(way);
+        let uri = match way {
+            Way::QemuToQemuSocket => format!("unix:{incoming}"),
+            _ => format!("exec:exec {}", lead.command),
         };
-        let uri = uri.replace('\'', r"'\''");
-        let printed = Host::Kvm.run(&format!("{DIR}/move-qemu {pid} {qmp} {DIR}/{name}.qmp '{uri}'"))?;
+        let printed = Host::Kvm.run(&format!("{DIR}/move-qemu {pid} {qmp} {incoming} '{uri}'"))?;
         let account: Value = serde_json::from_str(&printed)?;
         let word = |key: &str| account.get(key).context("move-qemu says too little");
         let qmp = word("qmp")?.as_str().unwrap_or_default().to_owned();
@@ -362,13 +374,18 @@ on_poweroff="preserve"
                    *qemu*) tr '\\0' ' ' <$process/cmdline | grep -q '{DIR}/' && kill -9 $(basename $process) ;;
                    esac
                  done
-                 kill $(cat {DIR}/probe.pid); rm -rf {DIR}/journal {DIR}/*.qmp* {PROGRESS}"
+                 kill $(cat {DIR}/probe.pid); rm -rf {DIR}/journal {DIR}/*.incoming* {PROGRESS}"
             )),
         ];
         for mut command in ended {
             command.stdout(Stdio::null()).stderr(Stdio::null()).succeeds();
         }
     }
+}
+
+/// Where the next QEMU waits for its stream.
+fn incoming(way: Way) -> String {
+    format!("{DIR}/{}.incoming", if way == Way::QemuToQemu { "a" } else { "b" })
 }
 
 /// Runs the command that moves the guest; gives what it said.

@@ -8,9 +8,6 @@
 
 use std::{
     fmt, fs,
-    io::{Read, Write},
-    net::TcpListener,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     str::FromStr,
@@ -21,7 +18,13 @@ use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 use super::{Hurdle, Plan, guest};
-use crate::{lab::Host, tools};
+use crate::{
+    lab::{
+        Host,
+        network::{forward, free_port},
+    },
+    tools,
+};
 
 /// Where the KVM host listens, inside.
 const PORT: u16 = 7000;
@@ -95,9 +98,8 @@ impl Way {
                 Ok(Self { command: "exec ssh gateway /root/live/pass".to_owned(), _listeners: Vec::new() })
             }
             Route::Tls => {
-                let [here, there] = [free_port()?, free_port()?];
+                let [here, there] = [free_port()?, forward(Host::Kvm, PORT)?];
                 let papers = Papers::issue()?;
-                forward(there)?;
                 let listen = format!("--listen tls:0.0.0.0:{PORT}");
                 let mut receiver = Host::Kvm.ssh(&format!("{receive} {listen} {}", Papers::there("kvm")));
                 let mut gateway = Command::new(hyperferry);
@@ -135,10 +137,6 @@ fn script(host: Host, name: &str, line: &str) -> Result<()> {
     host.run(&format!("chmod +x {path}")).map(drop)
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 /// Starts a listener and waits until it says so.
 fn listen_by(command: &mut Command) -> Result<Listener> {
     let log = tools::lab().join("listener.log");
@@ -154,27 +152,6 @@ fn listen_by(command: &mut Command) -> Result<Listener> {
         ensure!(began.elapsed() < LISTENS, "no listener: {said}");
         std::thread::sleep(Duration::from_millis(200));
     }
-}
-
-/// Has the KVM host's emulator pass a port of this machine on to the one that is listened at.
-fn forward(port: u16) -> Result<()> {
-    // A socket's path is short, a folder's need not be.
-    let mut monitor = UnixStream::connect(Host::Kvm.dir().join("monitor"))?;
-    monitor.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let prompt = |monitor: &mut UnixStream| -> Result<String> {
-        let mut said = Vec::new();
-        let mut byte = [0];
-        while !said.ends_with(b"(qemu) ") {
-            monitor.read_exact(&mut byte)?;
-            said.extend(byte);
-        }
-        Ok(String::from_utf8_lossy(&said).into_owned())
-    };
-    prompt(&mut monitor)?;
-    monitor.write_all(format!("hostfwd_add tcp:127.0.0.1:{port}-:{PORT}\n").as_bytes())?;
-    let said = prompt(&mut monitor)?;
-    ensure!(!said.contains("could not") && !said.contains("rror"), "the monitor says: {said}");
-    Ok(())
 }
 
 /// Certificates of one authority for the three hosts.
