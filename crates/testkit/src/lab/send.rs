@@ -145,7 +145,6 @@ impl Plan {
             guest,
             qemu,
             trip: false,
-            // QEMU numbers local APICs one by one and Xen by twos: a witness of two vCPUs notices.
             vcpus: 1,
             devices: Devices::default(),
             clocks: false,
