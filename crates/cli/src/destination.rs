@@ -93,11 +93,10 @@ fn missing_disks(vm: &Vm, options: &args::Options) -> Vec<(String, Option<String
         if disk.path.is_none() && !disk.cdrom && !options.disks.contains_key(&disk.vdev) {
             return Some((disk.vdev.clone(), None));
         }
-        let mapped = options.disks.get(&disk.vdev);
-        let mapped = mapped.or_else(|| options.disks.get(disk.path.as_ref()?)).or(disk.path.as_ref())?;
+        let mapped = args::image(disk, options)?;
         // `nbd://host`, `json:{…}`: not files.
         let is_file = !mapped.split('/').next().is_some_and(|start| start.contains(':'));
-        (is_file && !Path::new(mapped).exists()).then(|| (disk.vdev.clone(), Some(mapped.clone())))
+        (is_file && !Path::new(mapped).exists()).then(|| (disk.vdev.clone(), Some(mapped.to_owned())))
     });
     missing.collect()
 }

@@ -158,22 +158,19 @@ fn devices(xml: &mut Xml, vm: &Vm, options: &args::Options, emulator: Option<&st
 }
 
 fn disk(xml: &mut Xml, disk: &Disk, options: &args::Options) -> Written {
-    let source = disk
-        .path
-        .as_ref()
-        .map(|path| options.disks.get(&disk.vdev).or_else(|| options.disks.get(path)).unwrap_or(path));
-    let (kind, key) = match source {
-        Some(path) if path.starts_with("/dev/") => ("block", "dev"),
-        _ => ("file", "file"),
-    };
+    let source = args::image(disk, options).map(Image::of);
+    if source.is_none() && !disk.cdrom {
+        return Ok(());
+    }
+    let kind = source.as_ref().map_or("file", Image::kind);
     let device = if disk.cdrom { "cdrom" } else { "disk" };
     let target = disk.vdev.replace("xvd", "hd").replace("sd", "hd");
     xml.create_element("disk").with_attributes([("type", kind), ("device", device)]).write_inner_content(
         |xml| {
             let format = args::image_format(disk);
             empty(xml, "driver", &[("name", "qemu"), ("type", format), ("cache", "writeback")])?;
-            if let Some(path) = source {
-                empty(xml, "source", &[(key, path)])?;
+            if let Some(source) = &source {
+                source.write(xml)?;
             }
             empty(xml, "target", &[("dev", &target), ("bus", "ide")])?;
             if !disk.writable {
@@ -183,6 +180,67 @@ fn disk(xml: &mut Xml, disk: &Disk, options: &args::Options) -> Written {
         },
     )?;
     Ok(())
+}
+
+/// What is behind a disk.
+#[derive(Debug, PartialEq, Eq)]
+enum Image<'a> {
+    File(&'a str),
+    Block(&'a str),
+    /// `nbd://HOST:PORT/NAME`, and what else QEMU and libvirt both know by an address of that form.
+    Network {
+        protocol: &'a str,
+        host: &'a str,
+        port: Option<&'a str>,
+        name: &'a str,
+    },
+}
+
+impl<'a> Image<'a> {
+    fn of(path: &'a str) -> Self {
+        Self::network(path).unwrap_or(if path.starts_with("/dev/") {
+            Self::Block(path)
+        } else {
+            Self::File(path)
+        })
+    }
+
+    fn network(path: &'a str) -> Option<Self> {
+        let (protocol, place) = path.split_once("://")?;
+        let known = ["nbd", "http", "https", "iscsi"].contains(&protocol);
+        let (host, name) = place.split_once('/').unwrap_or((place, ""));
+        let (host, port) = match host.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (host, None),
+        };
+        let host = host.trim_matches(['[', ']']);
+        known.then_some(Self::Network { protocol, host, port, name })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Block(_) => "block",
+            Self::Network { .. } => "network",
+        }
+    }
+
+    fn write(&self, xml: &mut Xml) -> Written {
+        let (protocol, host, port, name) = match self {
+            Self::File(path) => return empty(xml, "source", &[("file", path)]),
+            Self::Block(path) => return empty(xml, "source", &[("dev", path)]),
+            Self::Network { protocol, host, port, name } => (protocol, host, port, name),
+        };
+        let mut source = vec![("protocol", *protocol)];
+        if !name.is_empty() {
+            source.push(("name", *name));
+        }
+        let place = std::iter::once(("name", *host)).chain(port.map(|port| ("port", port)));
+        xml.create_element("source")
+            .with_attributes(source)
+            .write_inner_content(|xml| empty(xml, "host", &place.collect::<Vec<_>>()))?;
+        Ok(())
+    }
 }
 
 fn usb(xml: &mut Xml, vm: &Vm) -> Written {
@@ -420,6 +478,32 @@ mod tests {
             assert!(flat.contains(wanted), "{wanted} is not in\n{text}");
         }
         assert!(!text.contains("ivshmem"), "{text}");
+    }
+
+    #[test]
+    fn an_image_is_a_file_a_device_or_on_the_network() {
+        let network = |host, port, name| Image::Network { protocol: "nbd", host, port, name };
+        for (path, image) in [
+            ("/a", Image::File("/a")),
+            ("/dev/vg/a", Image::Block("/dev/vg/a")),
+            ("json:{}", Image::File("json:{}")),
+            ("nbd://host", network("host", None, "")),
+            ("nbd://host:7/web/a", network("host", Some("7"), "web/a")),
+            ("nbd://[::1]/web", network("::1", None, "web")),
+            ("nbd://[::1]:7/web", network("::1", Some("7"), "web")),
+        ] {
+            assert_eq!(Image::of(path), image, "{path}");
+        }
+        let mut vm = guest();
+        vm.config.disks[0].path = None;
+        let text = domain(&vm, &args::Options::new(Accelerator::Tcg), None, &[]).unwrap();
+        assert!(!text.contains("<disk"), "nobody knows where it is: {text}");
+        let mut options = args::Options::new(Accelerator::Tcg);
+        options.disks.insert("xvda".into(), "nbd://host:7/web".into());
+        let text = domain(&vm, &options, None, &[]).unwrap();
+        let flat: String = text.lines().map(str::trim).collect();
+        let wanted = r#"<source protocol="nbd" name="web"><host name="host" port="7"/></source>"#;
+        assert!(flat.contains(wanted), "{text}");
     }
 
     #[test]

@@ -374,11 +374,16 @@ pub fn image_format(disk: &Disk) -> &str {
     }
 }
 
+/// What is behind a disk here, if anything is.
+pub fn image<'a>(disk: &'a Disk, options: &'a Options) -> Option<&'a str> {
+    let mapped = options.disks.get(&disk.vdev).or_else(|| options.disks.get(disk.path.as_ref()?));
+    mapped.or(disk.path.as_ref()).map(String::as_str)
+}
+
 fn drive(disk: &Disk, options: &Options, args: &mut Arguments) {
     let Some((bus, unit)) = disk.ide_place() else { return };
     let id = &disk.vdev;
-    let mapped = options.disks.get(id).or_else(|| options.disks.get(disk.path.as_ref()?));
-    if let Some(path) = mapped.or(disk.path.as_ref()) {
+    if let Some(path) = image(disk, options) {
         let path = path.replace(',', ",,");
         let read_only = if disk.writable { "off" } else { "on" };
         let format = image_format(disk);
