@@ -29,6 +29,9 @@ const PLATFORM_SHIM: &str = "libhyperferry_platform_shim.so";
 /// Where scripts go unless somebody says otherwise.
 const SCRIPTS: &str = "/var/lib/hyperferry";
 
+/// Where logind keeps whose managers outlive their logins, a file for each user (systemd 252, `man loginctl`).
+const LINGER: &str = "/var/lib/systemd/linger";
+
 /// How the guest stays here.
 #[derive(Args, Debug)]
 pub(crate) struct Stay {
@@ -102,6 +105,12 @@ impl Stay {
         if self.unit != Unit::None {
             let name = unit::name(guest);
             landing.scope = self.unit.user().map(|user| Scope { name: name.clone(), user });
+            if self.unit == Unit::SystemdUser && !lingers(Path::new(LINGER)) {
+                eprintln!(
+                    "warning [linger]: the user's systemd ends with the last login, and the guest with it: \
+                     `loginctl enable-linger`"
+                );
+            }
             let folder = self.unit_directory.clone().map_or_else(|| self.usual_directory(), Ok)?;
             std::fs::create_dir_all(&folder)
                 .map_err(|source| Error::Output { path: folder.display().to_string(), source })?;
@@ -187,6 +196,12 @@ impl Papers {
     }
 }
 
+/// Whether our user's manager goes on while nobody is logged in; so it is taken to where nobody says who we are.
+fn lingers(folder: &Path) -> bool {
+    let user = ["USER", "LOGNAME"].iter().find_map(std::env::var_os);
+    user.is_none_or(|user| folder.join(user).exists())
+}
+
 /// The library that is installed with us.
 fn beside_us() -> Result<Option<PathBuf>> {
     let program =
@@ -221,6 +236,15 @@ mod tests {
         assert_eq!(named(Path::new("/log/{name}.log"), "web"), Path::new("/log/web.log"));
         assert_eq!(named(Path::new("/log/{name}"), "../../etc/passwd"), Path::new("/log/_.._etc_passwd"));
         assert_eq!(named(Path::new("/log/all"), "web"), Path::new("/log/all"));
+    }
+
+    #[test]
+    fn a_user_lingers_by_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(user) = std::env::var_os("USER").or_else(|| std::env::var_os("LOGNAME")) else { return };
+        assert!(!lingers(folder.path()));
+        std::fs::write(folder.path().join(user), "").unwrap();
+        assert!(lingers(folder.path()));
     }
 
     #[test]
