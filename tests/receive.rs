@@ -57,13 +57,17 @@ impl DerefMut for Move {
 
 impl Move {
     fn begin(qemu: &Path, more: &[&str]) -> Self {
+        Self::begin_as(Sender::of, qemu, more)
+    }
+
+    fn begin_as(start: impl Fn(&mut Command, &Path) -> Sender, qemu: &Path, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (journal, serial) = (folder.path().join("journal"), folder.path().join("{name}.serial"));
         let arguments = ["receive", "--qemu", text(qemu), "--accel", "tcg", "--journal", text(&journal)];
         let arguments = [&arguments[..], &["--serial", text(&serial)], more].concat();
         let mut command = command(&arguments);
         command.env("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22").env("TMPDIR", folder.path());
-        Self { sender: Sender::of(&mut command, folder.path()), folder }
+        Self { sender: start(&mut command, folder.path()), folder }
     }
 
     /// Puts something between the two that strikes in that phase.
@@ -140,7 +144,8 @@ impl Move {
     #[track_caller]
     fn left_nothing(&self) {
         wait_for("the end of QEMU", || self.processes("-S").is_empty());
-        assert!(names(&self.journal()).iter().all(|name| name.ends_with(".journal")));
+        let left = names(&self.journal());
+        assert!(left.iter().all(|name| name.ends_with(".journal")), "{left:?}");
         for serial in names(self.folder.path()).iter().filter(|name| name.ends_with(".serial")) {
             assert_eq!(
                 fs::read_to_string(self.folder.path().join(serial)).unwrap(),
@@ -228,6 +233,22 @@ fn a_guest_is_handed_over_word_by_word_and_goes_on() {
         a_move.ask("quit");
         wait_for("the end of QEMU", || a_move.qemus().is_empty());
         assert!(a_move.resolve().contains("nowhere: it ran here"));
+    }
+}
+
+/// The ssh that carries them may be gone, and what is said behind "go" must not end the guest.
+#[test]
+fn words_that_nobody_hears_end_nothing() {
+    for qemu in qemus() {
+        let units = tempfile::tempdir().unwrap();
+        let more =
+            ["-v", "--allow", "tsc-frequency", "--unit", "script", "--unit-directory", text(units.path())];
+        let mut a_move = Move::begin_as(Sender::deaf_to, &qemu, &more);
+        a_move.sends(&plain());
+        a_move.gives_away();
+        a_move.ends(0);
+        assert_eq!(a_move.step_names().last().unwrap(), "running");
+        assert_eq!(names(units.path()), ["hyperferry-fixture.sh"]);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{Read, Write, pipe},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -28,8 +28,19 @@ pub struct Sender {
 impl Sender {
     /// Starts the command; its words go to a file in that folder.
     pub fn of(command: &mut Command, folder: &Path) -> Self {
+        let errors = File::create(folder.join("stderr")).unwrap();
+        Self::with_words_to(errors, command, folder)
+    }
+
+    /// Starts it where nobody hears its words.
+    pub fn deaf_to(command: &mut Command, folder: &Path) -> Self {
+        File::create(folder.join("stderr")).unwrap();
+        let (_, errors) = pipe().unwrap();
+        Self::with_words_to(errors, command, folder)
+    }
+
+    fn with_words_to(errors: impl Into<Stdio>, command: &mut Command, folder: &Path) -> Self {
         let stderr = folder.join("stderr");
-        let errors = File::create(&stderr).unwrap();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let (to, from) = (File::from(OwnedFd::from(to)), File::from(OwnedFd::from(from)));

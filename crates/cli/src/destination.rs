@@ -65,7 +65,7 @@ impl Destination {
     pub(crate) async fn admit(&self, landing: &mut Landing, vm: &Vm) -> Result<Report> {
         match landing.admit(vm).await {
             Err(error) if self.accel.is_none() && lacks_features(&error) => {
-                eprintln!(
+                say!(
                     "accelerator: tcg, for this host's KVM lacks CPU features of the guest (--accel kvm names them)"
                 );
                 landing.options.accelerator = Accelerator::Tcg;
@@ -121,10 +121,10 @@ pub(crate) fn say_what_to_map(vm: &Vm, options: &args::Options) {
             Some(path) => format!("{vdev} is {path} at the source, and not here"),
             None => format!("the stream does not name what is behind {vdev}"),
         };
-        eprintln!("note [disk]: {what}: --map-disk {vdev}=PATH says where it is");
+        say!("note [disk]: {what}: --map-disk {vdev}=PATH says where it is");
     }
     for bridge in args::unmapped_bridges(vm, options) {
-        eprintln!(
+        say!(
             "note [bridge]: a network card was on bridge {bridge}; it is left unconnected unless --map-bridge {bridge}=HERE"
         );
     }

@@ -128,9 +128,9 @@ pub(crate) fn code_of(outcome: Result<u8>) -> ExitCode {
 fn tell(error: &dyn fmt::Display) {
     let text = error.to_string();
     if text.starts_with("refused [") {
-        eprintln!("{text}");
+        say!("{text}");
     } else {
-        eprintln!("error: {text}");
+        say!("error: {text}");
     }
 }
 

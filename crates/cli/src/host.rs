@@ -39,11 +39,11 @@ pub(crate) fn accelerator(named: Option<Accel>) -> Accelerator {
         Some(Accel::Tcg) => Accelerator::Tcg,
         None => match kvm_usable() {
             Ok(()) => {
-                eprintln!("accelerator: kvm (--accel tcg for emulation)");
+                say!("accelerator: kvm (--accel tcg for emulation)");
                 Accelerator::Kvm
             }
             Err(why) => {
-                eprintln!("accelerator: tcg, QEMU's emulation, for KVM cannot be used: {why}");
+                say!("accelerator: tcg, QEMU's emulation, for KVM cannot be used: {why}");
                 Accelerator::Tcg
             }
         },

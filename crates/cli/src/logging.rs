@@ -13,7 +13,8 @@ pub(crate) fn start(words: &Words) {
         _ => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error in saying so would be said, and end us, where nobody listens any more.
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match words.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

@@ -4,6 +4,10 @@
 //! * [`exit`] is the one place where an error becomes an exit code (`docs/exit-codes.md`).
 //! * Data goes to standard output ([`output`]); words, findings and progress go to standard error.
 
+// `say!` is for all that follows.
+#[macro_use]
+mod output;
+
 mod args;
 mod commands;
 mod destination;
@@ -12,7 +16,6 @@ mod exit;
 mod host;
 mod logging;
 mod model;
-mod output;
 mod progress;
 mod report;
 mod runtime;

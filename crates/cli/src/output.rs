@@ -1,8 +1,17 @@
-//! Data on standard output.
+//! Data on standard output, words on standard error.
 
 use std::io::{self, BufWriter, Write};
 
 use crate::exit::{Error, Result};
+
+/// Says a line on standard error. Where nobody is left to hear it (an ssh that is gone) `eprintln!` would end us, and the
+/// guest with us.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
 
 /// Standard output, buffered: it is for programs as much as for people.
 pub(crate) fn stdout() -> BufWriter<io::Stdout> {

@@ -63,13 +63,13 @@ impl Account<'_> {
     /// Tells what became of a translation that came about.
     pub(crate) fn tell(&self, report: &Report) -> Result<()> {
         if self.verbose || self.file.is_some() {
-            eprintln!("{report}");
+            say!("{report}");
         } else {
             for finding in &report.findings {
-                eprintln!("{finding}");
+                say!("{finding}");
             }
             let Summary { carried, derived, defaulted, dropped, .. } = Summary::of(report);
-            eprintln!(
+            say!(
                 "fields: {carried} carried, {derived} derived, {defaulted} defaulted, {dropped} dropped (-v lists the \
                  last two)"
             );
@@ -84,10 +84,10 @@ impl Account<'_> {
         {
             let refused: Vec<_> = report.refusals().collect();
             for finding in report.findings.iter().filter(|finding| !refused.contains(finding)) {
-                eprintln!("{finding}");
+                say!("{finding}");
             }
             if report.paused {
-                eprintln!(
+                say!(
                     "the guest was paused for this and goes on at the source; `hyperferry check` tells more of it beforehand"
                 );
             }

@@ -96,7 +96,7 @@ impl Stay {
             && vm.config.vga != VgaKind::None
             && let Some(place) = &vm.config.vnc
         {
-            eprintln!(
+            say!(
                 "note [display]: VNC showed it at {place} at the source; here nobody sees it unless --vnc PLACE"
             );
         }
@@ -150,7 +150,7 @@ pub(crate) fn shim(named: &Path, vm: &Vm, accelerator: Accelerator) -> Result<Op
         Some("auto") => {
             let library = beside_us()?.filter(|_| kvm && may_need_clocks(vm));
             if library.is_some() {
-                eprintln!(
+                say!(
                     "platform shim: on, for the guest may use Xen's HPET or APIC timer (--platform-shim=off)"
                 );
             }
@@ -180,8 +180,8 @@ impl Papers {
         if let Some((start, output)) = self.start {
             let arguments = [args::cold_start(vm, &options), self.extra.clone()].concat();
             match start.write(output, &landing.qemu, &arguments, vm, pid) {
-                Ok(()) => eprintln!("{}", start.hint()),
-                Err(error) => eprintln!("warning: {} is not there: {error}", start.path().display()),
+                Ok(()) => say!("{}", start.hint()),
+                Err(error) => say!("warning: {} is not there: {error}", start.path().display()),
             }
         }
         if let Some((path, output)) = self.libvirt {
@@ -189,8 +189,8 @@ impl Papers {
             let written = libvirt_xml::domain(vm, &options, Some(&emulator), &self.extra);
             let written = written.map_err(Error::stdout).and_then(|text| unit::put(output, &text));
             match written {
-                Ok(()) => eprintln!("libvirt domain for its later life: {}", path.display()),
-                Err(error) => eprintln!("warning: {} is not there: {error}", path.display()),
+                Ok(()) => say!("libvirt domain for its later life: {}", path.display()),
+                Err(error) => say!("warning: {} is not there: {error}", path.display()),
             }
         }
     }

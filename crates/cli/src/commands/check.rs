@@ -204,7 +204,7 @@ pub(crate) async fn before_pages(landing: &Landing, outline: &Vm, journal: &Path
         .filter(|finding| finding.severity > Severity::Note)
         .partition(|finding| finding.refuses());
     for finding in told {
-        eprintln!("{finding}");
+        say!("{finding}");
     }
     if refused.is_empty() {
         return Ok(());

@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Convert, words: &Words) -> Result<u8> {
     output.commit()?;
     shown.done();
     account.tell(&translated.report)?;
-    eprintln!("{} pages of {}", translated.pages, translated.vm.origin);
+    say!("{} pages of {}", translated.pages, translated.vm.origin);
     Ok(exit::OK)
 }
 

@@ -78,20 +78,17 @@ pub(super) fn run(arguments: Land, words: &Words) -> Result<u8> {
         let (running, landed) = resume(arrived, landing.options.accelerator).await?;
         shown.done();
         let pid = running.id().map_or_else(String::new, |pid| format!(", process {pid}"));
-        eprintln!(
-            "the guest runs in QEMU {}{pid}; it took {} ms to start",
-            landed.qemu, landed.started_in_ms
-        );
+        say!("the guest runs in QEMU {}{pid}; it took {} ms to start", landed.qemu, landed.started_in_ms);
         papers.write(&vm, &landing, &landed.machine, running.id());
         let outcome = stay(&arguments, running).await;
         if let Some(state) = shim.filter(|_| arguments.detach).and_then(Shim::keep) {
-            eprintln!("the platform shim keeps the guest's HPET in {}", state.display());
+            say!("the platform shim keeps the guest's HPET in {}", state.display());
         }
         if arguments.json {
             output::print_json(&Document::of(&landed, &outcome))?;
         }
         let outcome = outcome?;
-        eprintln!("{outcome}");
+        say!("{outcome}");
         Ok(exit::OK)
     })
 }

@@ -32,7 +32,7 @@ pub(super) fn run(address: &Address, tls: &Tls) -> Result<u8> {
     let program =
         env::current_exe().map_err(|error| Error::Host(format!("finding our own program: {error}")))?;
     let command = Command { program, arguments: without_listen(env::args_os().skip(1)) };
-    eprintln!("listening at {address}");
+    say!("listening at {address}");
     runtime::run(async { Ok(link::listen(address, identity.as_ref(), command).await?) })?;
     Ok(exit::OK)
 }

@@ -90,7 +90,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
         *path = named(path, &guest);
     }
     let shown = progress::start(words, &guest)?;
-    eprintln!("guest {guest} comes in");
+    say!("guest {guest} comes in");
     entry.note(Step::Begin { guest, uuid, from })?;
     let account = account(&arguments, words);
     let (received, report) = runtime::run(async {
@@ -104,7 +104,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
         let vm = &arrived.translated.vm;
         let received = sender.hand_over(arrived.loaded, vm, &mut entry, arguments.paused).await?;
         if let Some(state) = arrived.shim.and_then(Shim::keep) {
-            eprintln!("the platform shim keeps the guest's HPET in {}", state.display());
+            say!("the platform shim keeps the guest's HPET in {}", state.display());
         }
         papers.write(vm, &landing, &arrived.machine, received.pid());
         Ok((received, arrived.translated.report))
@@ -118,7 +118,7 @@ pub(super) fn run(mut arguments: Receive, words: &Words) -> Result<u8> {
 /// Signals are heard and not obeyed.
 async fn deaf() {
     while let Ok(signal) = hyperferry_relay::interrupted().await {
-        eprintln!("{signal} comes too late: the sender decides now which copy runs");
+        say!("{signal} comes too late: the sender decides now which copy runs");
     }
 }
 
@@ -169,13 +169,13 @@ fn say(received: &Received, entry: &Entry) {
         Some(Step::Running { paused: true }) => "is here, paused",
         _ => "runs here",
     };
-    eprintln!("the guest {state}: QEMU process {pid}, QMP {}", entry.monitor().display());
-    eprintln!("it took {} ms from the sender's permission", received.took().as_millis());
+    say!("the guest {state}: QEMU process {pid}, QMP {}", entry.monitor().display());
+    say!("it took {} ms from the sender's permission", received.took().as_millis());
 }
 
 fn reported(received: &Received, entry: &Entry) -> Result<u8> {
     let Err(error) = received.reported() else { return Ok(exit::OK) };
-    eprintln!("warning: the sender was not told, and keeps its own copy stopped: {error}");
-    eprintln!("destroy that one; `hyperferry resolve` says how ({})", entry.path().display());
+    say!("warning: the sender was not told, and keeps its own copy stopped: {error}");
+    say!("destroy that one; `hyperferry resolve` says how ({})", entry.path().display());
     Ok(exit::UNKNOWN)
 }

@@ -71,14 +71,14 @@ pub(super) fn run(arguments: &Relay, words: &Words) -> Result<u8> {
         let opened = runtime::unless_interrupted(async { Ok(Passing::open(near, far).await?) }).await;
         let passing = first_fault(opened, &mut played).await?;
         let guest = passing.outline().config.name.clone();
-        eprintln!("guest {guest} passes through to {}", arguments.to);
+        say!("guest {guest} passes through to {}", arguments.to);
         let shown = progress::start(&spoken(words), &guest)?;
         let brake = passing.brake();
         let passed = unless_stopped(&brake, async { Ok(passing.run(&shown.progress).await?) }).await;
         shown.clear();
         first_fault(passed, &mut played).await?;
         shown.done();
-        eprintln!("guest {guest} has passed");
+        say!("guest {guest} has passed");
         Ok(exit::OK)
     })
 }
@@ -130,7 +130,7 @@ async fn unless_stopped<T>(brake: &Brake, work: impl Future<Output = Result<T>>)
                 if brake.pull() {
                     return Err(Error::Interrupted(signal));
                 }
-                eprintln!("{signal} comes too late: sender and receiver decide now which copy runs");
+                say!("{signal} comes too late: sender and receiver decide now which copy runs");
             }
             result = &mut work => return result,
         }

@@ -111,7 +111,7 @@ pub(super) fn run(arguments: &Resolve) -> Result<u8> {
     }
     let mut code = exit::OK;
     for told in cases.iter().filter(|told| told.verdict.place == Place::Two) {
-        eprintln!("warning: two copies run: {}", heading(&told.case.account));
+        say!("warning: two copies run: {}", heading(&told.case.account));
         code = exit::UNKNOWN;
     }
     Ok(code)

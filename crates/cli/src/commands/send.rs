@@ -102,9 +102,9 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
         let (guest, passage, pace) = account.of(found)?;
         let shown = progress::start(words, &passage.outline().config.name)?;
         let config = &passage.outline().config;
-        eprintln!("guest {} leaves QEMU {}", config.name, guest.version());
+        say!("guest {} leaves QEMU {}", config.name, guest.version());
         if let Some(unit) = unit::enabled(&config.name) {
-            eprintln!(
+            say!(
                 "warning [unit]: {unit} starts it with this host; `systemctl disable {unit}` once it has left, or it will run \
                  on both"
             );
@@ -144,7 +144,7 @@ pub(super) fn run(arguments: Send, words: &Words) -> Result<u8> {
 async fn back(departure: Departure, entry: &mut Entry, error: Error) -> Error {
     match departure.back(entry, &error).await {
         Ok(()) => {
-            eprintln!("the guest goes on here");
+            say!("the guest goes on here");
             error
         }
         Err(stranded) => {
@@ -157,7 +157,7 @@ async fn back(departure: Departure, entry: &mut Entry, error: Error) -> Error {
 /// Signals are heard and not obeyed.
 async fn deaf() {
     while let Ok(signal) = hyperferry_relay::interrupted().await {
-        eprintln!("{signal} comes too late: the destination decides now which copy runs");
+        say!("{signal} comes too late: the destination decides now which copy runs");
     }
 }
 
@@ -193,7 +193,7 @@ async fn admit(
         still: facts.loses_writes(),
     };
     if pace.still {
-        eprintln!(
+        say!(
             "note [stopped]: QEMU {} under emulation loses what a guest writes while it is sent; it is stopped first",
             guest.version()
         );
@@ -270,15 +270,15 @@ fn socket(words: &[String]) -> Option<PathBuf> {
 }
 
 fn say(sent: &Sent, entry: &Entry) -> u8 {
-    eprintln!("the guest runs at the destination, by its own word");
+    say!("the guest runs at the destination, by its own word");
     if let Some(silence) = sent.silence {
-        eprintln!("it stood still for {} ms", silence.as_millis());
+        say!("it stood still for {} ms", silence.as_millis());
     }
     match &sent.ended {
         Ok(()) => exit::OK,
         Err(error) => {
-            eprintln!("warning: the copy here did not end, and stays stopped: {error}");
-            eprintln!("end it; `hyperferry resolve` says how ({})", entry.path().display());
+            say!("warning: the copy here did not end, and stays stopped: {error}");
+            say!("end it; `hyperferry resolve` says how ({})", entry.path().display());
             exit::UNKNOWN
         }
     }

@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Verify, words: &Words) -> Result<u8> {
     let input = open_input(&arguments.file)?;
     let (format, end) = judge(input.reader).map_err(|error| Error::NotValid(Box::new(error)))?;
     if words.verbose > 0 {
-        eprintln!("{}: a valid {} of {end} bytes", arguments.file.display(), format.name());
+        say!("{}: a valid {} of {end} bytes", arguments.file.display(), format.name());
     }
     Ok(exit::OK)
 }

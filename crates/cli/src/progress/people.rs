@@ -32,9 +32,9 @@ impl View for Plain {
         let next_round =
             update.phase == Phase::Stream && round > 1 && self.said != Some((update.phase, round));
         if begins {
-            eprintln!("{}", words(update.phase));
+            say!("{}", words(update.phase));
         } else if next_round || update.elapsed_ms >= self.said_ms + PLAIN_INTERVAL_MS {
-            eprintln!("{}", sentence(update));
+            say!("{}", sentence(update));
         } else {
             return;
         }
@@ -107,7 +107,7 @@ fn conclude(summary: &Summary, outcome: Outcome) {
     if let Some(pause) = summary.pause_ms {
         line += &format!("; it stood still for about {}", seconds(pause));
     }
-    eprintln!("{line}");
+    say!("{line}");
 }
 
 fn sentence(update: &Update) -> String {

@@ -138,7 +138,7 @@ pub(in crate::commands) async fn end_leftovers(journal: &Journal) -> Result<()> 
         }
         Qemu::tell(&account, "quit").await;
         if !Qemu::ends(&account).await {
-            eprintln!(
+            say!(
                 "warning: a half-made copy did not end; its QEMU listens at {}",
                 account.monitor().display()
             );
@@ -146,7 +146,7 @@ pub(in crate::commands) async fn end_leftovers(journal: &Journal) -> Result<()> 
         }
         let why = "the process that took it in was gone before the sender gave it away".to_owned();
         if account.close(Step::Failed { why })? {
-            eprintln!("note [leftover]: {}: its half-made copy is ended", super::heading(&account));
+            say!("note [leftover]: {}: its half-made copy is ended", super::heading(&account));
         }
     }
     Ok(())

@@ -51,18 +51,13 @@ impl Copy {
             let output = command.args(arguments).kill_on_drop(true).output();
             match timeout(PATIENCE, output).await {
                 Ok(Ok(output)) if output.status.success() => {
-                    eprintln!(
-                        "the destination had left its copy, {}, which never ran: it is gone",
-                        self.name
-                    );
+                    say!("the destination had left its copy, {}, which never ran: it is gone", self.name);
                 }
                 // It was gone already.
                 Ok(Ok(output)) if output.status.code() != Some(SSH_FAILED) => {}
-                _ => eprintln!(
-                    "note: a copy that never ran may be left there: {} {}",
-                    program,
-                    arguments.join(" ")
-                ),
+                _ => {
+                    say!("note: a copy that never ran may be left there: {} {}", program, arguments.join(" "))
+                }
             }
         }
         error
