@@ -164,7 +164,7 @@ impl Departure {
         }
         self.progress.enter(Phase::Running);
         let ended = if keep { Ok(()) } else { self.guest.quit().await };
-        self.receiver.leave().await;
+        self.receiver.let_finish().await;
         Ok(Sent { silence, ended })
     }
 

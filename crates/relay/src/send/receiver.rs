@@ -13,8 +13,11 @@ use tokio::{
 
 use crate::{BoxError, Error, Result, lane};
 
-/// How long a receiver may take to end once it was left alone; `xl` waits as long.
+/// How long a receiver may take to end once it has closed its end, or has to end its copy; `xl` waits as long.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long one may take whose guest runs.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The terminal's Ctrl-C is ours to obey: an ssh that dies of it behind "go" would leave nobody knowing what became
 /// of the guest. Ignored signals stay ignored across `exec`, and ssh keeps them so.
@@ -91,8 +94,17 @@ impl Receiver {
 
     /// Leaves it alone: without permission it ends its copy.
     pub(super) async fn leave(&mut self) {
+        self.end_within(END_TIMEOUT).await;
+    }
+
+    /// Leaves it alone with a guest that runs: it may have files to write, a service to make known.
+    pub(super) async fn let_finish(&mut self) {
+        self.end_within(FINISH_TIMEOUT).await;
+    }
+
+    async fn end_within(&mut self, patience: Duration) {
         self.to = None;
-        if timeout(END_TIMEOUT, self.child.wait()).await.is_err()
+        if timeout(patience, self.child.wait()).await.is_err()
             && let Err(error) = self.child.start_kill()
         {
             tracing::debug!(%error, "the receiver's command was gone already");
