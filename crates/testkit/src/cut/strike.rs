@@ -80,9 +80,14 @@ impl Strike {
             return Then::Pass;
         }
         match self.kill {
-            // More has to pass before there is a QEMU, which tells its dialect first.
+            // More has to pass before there is a QEMU, which tells its dialect first: one that may be gone before it is
+            // struck. Then the next one is.
             Kill::Qemu if phase == Phase::Configuration => {
-                thread::spawn(move || qemu_of(gateway, "-S").into_iter().for_each(kill));
+                thread::spawn(move || {
+                    while let Some(qemu) = qemu_of(gateway, "-S") {
+                        kill(qemu);
+                    }
+                });
                 Then::Pass
             }
             Kill::Gateway if phase == Phase::Configuration => {
