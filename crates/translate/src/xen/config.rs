@@ -270,7 +270,8 @@ fn libxl_text(json: &Value) -> String {
 fn made(config: &GuestConfig, identity: &Identity) -> Value {
     let name = if config.name.is_empty() { &identity.name } else { &config.name };
     let uuid = config.uuid.as_ref().or(identity.uuid.as_ref());
-    let total = (config.memory + config.video_memory) / KIB;
+    let video_memory = super::video::memory(config);
+    let total = (config.memory + video_memory) / KIB;
     let hvm = json!({
         "mmio_hole_memkb": config.mmio_hole.map(|hole| hole / KIB),
         "hpet": defbool(config.hpet),
@@ -294,7 +295,7 @@ fn made(config: &GuestConfig, identity: &Identity) -> Value {
             "avail_vcpus": (0..config.max_vcpus).collect::<Vec<_>>(),
             "max_memkb": total,
             "target_memkb": total,
-            "video_memkb": config.video_memory / KIB,
+            "video_memkb": video_memory / KIB,
             "sched_params": {},
             "kernel": config.boot.kernel,
             "ramdisk": config.boot.ramdisk,

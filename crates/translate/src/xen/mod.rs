@@ -22,6 +22,7 @@ mod pv_drivers;
 mod records;
 mod sink;
 mod template;
+mod video;
 
 use std::io::Read;
 

@@ -7,7 +7,7 @@ use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::libxc::HvmParams;
 
-use super::HeldPages;
+use super::{HeldPages, video};
 use crate::{qemu::video_range, report::Report};
 
 const STAGE: &str = "model -> Xen";
@@ -66,7 +66,8 @@ pub(super) fn outside<'a>(
     }
     make(&mut pages, SPECIAL_PFN..SPECIAL_PFN + SPECIAL_PAGES);
     // All of the video memory has to be there, also what was never drawn on.
-    if let Some((base, size)) = video_range(vm) {
+    if let Some((base, _)) = video_range(vm) {
+        let size = video::memory(&vm.config);
         make(&mut pages, base / PAGE_SIZE..(base + size) / PAGE_SIZE);
     }
     let mut ledger = report.record(STAGE, "PAGE_DATA");

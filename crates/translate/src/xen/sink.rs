@@ -6,7 +6,7 @@ use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::{Event, StreamWriter, libxc, libxl, xl};
 
-use super::{HeldPages, Relocation, Target, Template, config, domain, emulator, judge, pages};
+use super::{HeldPages, Relocation, Target, Template, config, domain, emulator, judge, pages, video};
 use crate::{Error, Result, refusal::Policy, report::Report};
 
 const STAGE: &str = "model -> Xen";
@@ -37,6 +37,7 @@ impl<'a, W: Write> XenSink<'a, W> {
     /// Writes what comes before memory. Refuses what can be refused by then.
     pub fn new(out: W, outline: &Vm, destination: Destination<'a>, report: &mut Report) -> Result<Self> {
         let template = destination.template;
+        video::judge(&outline.config, destination.policy, report);
         let json = config::localise(outline, destination.relocation, report);
         let mut writer = StreamWriter::new(out);
         writer.write(&Event::XlHeader(xl::Header::with_text(&json)))?;
