@@ -106,7 +106,7 @@ impl Stay {
             let name = unit::name(guest);
             landing.scope = self.unit.user().map(|user| Scope { name: name.clone(), user });
             if self.unit == Unit::SystemdUser && !lingers(Path::new(LINGER)) {
-                eprintln!(
+                say!(
                     "warning [linger]: the user's systemd ends with the last login, and the guest with it: \
                      `loginctl enable-linger`"
                 );
