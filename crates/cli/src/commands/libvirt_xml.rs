@@ -511,6 +511,7 @@ mod tests {
         assert_eq!(Vnc::of("unix:/run/a.vnc"), Some(Vnc::Socket("/run/a.vnc")));
         assert_eq!(Vnc::of(":7"), Some(Vnc::Address("0.0.0.0", 5907)));
         assert_eq!(Vnc::of("127.0.0.1:1,password=on"), None);
+        assert_eq!(Vnc::of("unix:/run/a.vnc,password=on"), None);
         let mut options = args::Options::new(Accelerator::Tcg);
         options.vnc = Some("127.0.0.1:1,password=on".into());
         let text = domain(&guest(), &options, None, &[]).unwrap();
