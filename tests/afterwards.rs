@@ -463,7 +463,7 @@ fn libvirt_starts_the_domain() {
         });
         let script = checkout().join("tests/libvirt.sh");
         let mut command = Command::new("unshare");
-        command.arg("-m").arg(&script).arg("cold start");
+        command.arg("-mn").arg(&script).arg("cold start");
         command.args(guests.iter().map(|(_, place, _)| place.path("fixture.xml")));
         let run = finish(&mut command, None);
         if run.code == 77 || run.stderr.contains("unshare failed") {

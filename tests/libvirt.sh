@@ -1,5 +1,5 @@
 #!/bin/bash
-# Domains in the hands of a libvirt of their own: `unshare -m tests/libvirt.sh WORDS DOMAIN.xml…`
+# Domains in the hands of a libvirt of their own: `unshare -mn tests/libvirt.sh WORDS DOMAIN.xml…`
 #
 # Defines and starts one after the other, waits for WORDS where the serial port is written down, and prints the domain's file
 # and QEMU's command line as libvirt made it, a word a line. Exit code 77: no libvirt can be started here.

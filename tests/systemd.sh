@@ -35,9 +35,9 @@ by_user() { said=$("$@" 2>&1) || fail "landing failed: $said"; }
 
 system_manager() {
     runtime=/run units=/etc/systemd/system
-    group=$(findmnt -nt cgroup2 -o TARGET | head -1)/hyperferry-test.$$
-    mkdir "$group" 2>/dev/null && echo $$ >"$group/cgroup.procs" || skip "no control group of our own"
-    trap 'kill -KILL $first; wait; echo $$ >"$group/../cgroup.procs"; find "$group" -depth -type d -exec rmdir {} +' EXIT
+    groups=$(findmnt -nt cgroup2 -o TARGET | head -1) group=$groups/hyperferry-test.$$
+    [ -n "$groups" ] && mkdir "$group" 2>/dev/null && echo $$ >"$group/cgroup.procs" || skip "no control group of our own"
+    trap 'kill -KILL $first 2>/dev/null; wait; echo $$ >"$groups/cgroup.procs"; find "$group" -depth -type d -exec rmdir {} +' EXIT
     mkdir -p /run/lib /run/etc/system /run/none
     for unit in basic sysinit multi-user network shutdown umount; do cp /lib/systemd/system/$unit.target /run/lib; done
     cp /lib/systemd/system/machine.slice /run/lib
@@ -49,7 +49,8 @@ system_manager() {
 # Nothing that the first process sets is the host's: its kernel's settings are read only.
 boot() {
     unshare --pid --fork --kill-child --mount-proc --cgroup --uts --ipc --net bash -c '
-        mount -t cgroup2 none /sys/fs/cgroup && mount -o bind,ro /proc/sys /proc/sys &&
+        # Linux mounts nothing over itself: something else has to lie between.
+        mount -t tmpfs tmpfs /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && mount -o bind,ro /proc/sys /proc/sys &&
         exec env container=test /lib/systemd/systemd --system --unit=multi-user.target --log-target=null' &
     for _ in $(seq 100); do
         first=$(pgrep -P $!) && [ "$(cat "/proc/$first/comm")" = systemd ] && break
@@ -60,7 +61,7 @@ boot() {
     wait_for_manager
 }
 by_service() {
-    { printf 'sleep 1000 &\n'; printf '%q ' "$@"; } >/run/bring
+    { printf 'cd %q\nsleep 1000 &\n' "$PWD"; printf '%q ' "$@"; } >/run/bring
     printf '[Service]\nType=oneshot\nExecStart=/bin/bash /run/bring\nStandardOutput=file:/run/said\nStandardError=inherit\n' \
         >$units/bring.service
     $manager daemon-reload
