@@ -331,14 +331,15 @@ fn answers(mut from: PipeReader, mut to: File, watched: &Watched) -> io::Result<
         let before = watched.dialogue().said();
         // Under the lock of the dialogue: what is closed stays unsaid.
         let Some(said) = watched.dialogue().hear(bytes) else { return Ok(()) };
-        if to.write_all(bytes).is_err() {
-            // On to its end all the same: it may have the guest by now.
-            watched.near_broken.store(true, Ordering::Release);
-        }
+        // Told before it is passed on: the sender may answer at once.
         match said {
             Said::Ready if before != said => watched.enter(Phase::HandOver),
             Said::Report(0) if before != said => watched.enter(Phase::Running),
             _ => {}
+        }
+        if to.write_all(bytes).is_err() {
+            // On to its end all the same: it may have the guest by now.
+            watched.near_broken.store(true, Ordering::Release);
         }
     }
 }

@@ -296,8 +296,8 @@ async fn a_qemu_that_dies_when_all_is_sent_leaves_the_guest_to_the_destination()
         let end = move |mut to: File, mut from: File| {
             from.write_all(BANNER).unwrap();
             copy(&mut to).unwrap();
-            // The guest stands still by now; its QEMU knows, and we shall.
-            std::thread::sleep(Duration::from_millis(500));
+            // The guest stands still by now; its QEMU knows, and we shall, on a busy machine too.
+            std::thread::sleep(Duration::from_secs(3));
             assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
             std::thread::sleep(Duration::from_millis(500));
             play(acts.to_vec())(to, from);
