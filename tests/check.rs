@@ -3,9 +3,9 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{Run, command, finish, fixture, pipe, plain, qemus, run, slim, text, with_config};
+use common::{Run, command, finish, fixture, pipe, plain, qemus, run, script, slim, text, with_config};
 use hyperferry_preflight::{Check, Severity, destination, guest, source};
 use hyperferry_testkit::checkout;
 use hyperferry_translate::refusal;
@@ -91,11 +91,7 @@ fn what_is_no_guest_is_an_invalid_input() {
 /// A directory with the Xen host's tools, which answer as the lab's did, and an ssh that stays here.
 fn xen_host(answer: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let tool = |name: &str, script: &str| {
-        let path = folder.path().join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    };
+    let tool = |name: &str, lines: &str| drop(script(folder.path(), name, lines));
     let part = |name: &str| {
         let start = answer.find(&format!("=== hyperferry {name}\n")).unwrap();
         let body = answer[start..].split_once('\n').unwrap().1;

@@ -17,10 +17,7 @@ use std::{
     fs::{self, File},
     io::{Write, pipe},
     ops::{Deref, DerefMut},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{PermissionsExt, symlink},
-    },
+    os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -162,10 +159,11 @@ impl Move {
     /// With a source that answers like this: `$asked` has what it was asked.
     fn resolve_with(&self, answer: &str, more: &[&str]) -> Run {
         let folder = self.folder.path();
-        let script =
-            format!("#!/bin/sh\nasked=\"$*\"\necho \"$asked\" >{}/asked\n{answer}\n", folder.display());
-        let ssh = PathBuf::from(common::file(folder, "ssh", script.as_bytes()));
-        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).unwrap();
+        common::script(
+            folder,
+            "ssh",
+            &format!("asked=\"$*\"\necho \"$asked\" >{}/asked\n{answer}", folder.display()),
+        );
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
         let journal = self.journal();
         let arguments = [&["resolve", text(&journal)], more].concat();
@@ -375,6 +373,25 @@ fn a_receiver_that_is_killed_leaves_a_copy_that_is_never_run() {
         assert_eq!(a_move.qemus().len(), 1, "nobody was there to end it");
         let resolved = a_move.resolve();
         assert!(resolved.contains("at the source"), "{resolved}");
+        a_move.left_nothing();
+    }
+}
+
+/// What `resolve` cannot see must not appear behind its back.
+#[test]
+fn a_receiver_that_is_killed_while_its_qemu_starts_leaves_nothing() {
+    let stream = plain();
+    for qemu in qemus() {
+        let folder = tempfile::tempdir().unwrap();
+        let slow = format!("case \"$*\" in *-incoming*) sleep 1;; esac; exec {} \"$@\"", text(&qemu));
+        let slow = common::script(folder.path(), "qemu", &slow);
+        let mut a_move = Move::begin(&slow, &["--allow", "tsc-frequency"]);
+        a_move.hears(BANNER);
+        a_move.says(&stream[..start_of(&stream, "PAGE_DATA")]);
+        wait_for("QEMU", || !a_move.qemus().is_empty());
+        a_move.child.kill().unwrap();
+        a_move.child.wait().unwrap();
+        assert!(a_move.resolve().contains("at the source"));
         a_move.left_nothing();
     }
 }

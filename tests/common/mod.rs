@@ -10,7 +10,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -99,6 +99,13 @@ pub fn file(folder: &Path, name: &str, bytes: &[u8]) -> String {
     let path = folder.join(name);
     fs::write(&path, bytes).unwrap();
     text(&path).to_owned()
+}
+
+/// The same for a program that a shell runs.
+pub fn script(folder: &Path, name: &str, lines: &str) -> PathBuf {
+    let path = PathBuf::from(file(folder, name, format!("#!/bin/sh\n{lines}\n").as_bytes()));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    path
 }
 
 /// Every element of a Xen stream: its name, and where it starts.

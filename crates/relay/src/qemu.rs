@@ -150,13 +150,14 @@ impl Process {
         };
         let (to_stderr, mut stderr) = Stderr::open(launch.log.as_deref())?;
         command
-            .args(&launch.arguments)
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
             .arg("-S")
+            // Opened in this order: if we are killed meanwhile, QEMU ends here, before it listens anywhere itself.
             .arg("-chardev")
             .arg(format!("socket,id={MONITOR},path={},server=off", escape(&path)))
             .arg("-mon")
             .arg(format!("chardev={MONITOR},mode=control"))
+            .args(&launch.arguments)
             .args(
                 launch.also_at.iter().flat_map(|path| {
                     ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", escape(path))]
