@@ -8,8 +8,12 @@ mod xl;
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+    path::PathBuf,
     process::Command,
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use common::{Run, file, run, text};
@@ -76,6 +80,12 @@ fn each_host_is_asked_once_and_all_at_the_same_time() {
         format!("echo $0 $* >>{log}\nsleep 2\n{}", xl::list(uuid, &[(name, "-b----")]))
     };
     let (one, two) = (moves.host("one", &script(UUID, "web")), moves.host("two", &script(OTHER, "db")));
+    moves.resolve(&["--peer", &one]).expect(2).says("the journal has guests of several: xen1, xen2;");
+    moves.resolve(&["--peer", &one, "--offline"]).expect(2);
+    let told = moves.resolve(&["--offline"]).expect(0).stdout;
+    assert_eq!(told.matches("  unknown: it was told to run here, and may have run").count(), 3, "{told}");
+    assert!(!told.contains("asked") && fs::metadata(&log).is_err(), "{told}");
+
     let began = Instant::now();
     let peers = ["--peer", &format!("xen1={one}"), "--peer", &format!("xen2={two} -p 7")];
     let told = moves.resolve(&peers).expect(0).stdout;
@@ -86,13 +96,6 @@ fn each_host_is_asked_once_and_all_at_the_same_time() {
     asked.sort();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert!(asked[0].ends_with("one xl list -v") && asked[1].ends_with("two -p 7 xl list -v"), "{asked:?}");
-
-    moves.resolve(&["--peer", &one]).expect(2).says("the journal has guests of several: xen1, xen2;");
-    moves.resolve(&["--peer", &one, "--offline"]).expect(2);
-    fs::remove_file(&log).unwrap();
-    let told = moves.resolve(&["--offline"]).expect(0).stdout;
-    assert_eq!(told.matches("  unknown: it was told to run here, and may have run").count(), 3, "{told}");
-    assert!(!told.contains("asked") && fs::metadata(&log).is_err(), "{told}");
 }
 
 #[test]
@@ -146,6 +149,116 @@ fn an_answer_of_our_own_is_none() {
     moves.add(leave, &["ready", "go"]);
     let told = moves.resolve(&[]).expect(0).stdout;
     assert!(told.contains("the destination could not be asked: that leads back to this host"), "{told}");
+}
+
+/// The other end runs it, and nothing is here.
+#[test]
+fn a_move_that_is_over_is_asked_about_once_and_can_be_forgotten() {
+    let mut moves = Moves::new();
+    moves.add(json!({"step": "begin", "guest": "web", "uuid": UUID, "from": "xen1"}), &["ready", "failed"]);
+    let log = moves.folder.path().join("asked");
+    let script = format!("echo $* >>{}\n{}", text(&log), xl::list(UUID, &[("web", "-b----")]));
+    let host = moves.host("xen", &script);
+    let told = |more: &[&str]| moves.resolve(&[&["--peer", &host], more].concat()).expect(0).stdout;
+    let asked = || fs::read_to_string(&log).unwrap().lines().count();
+    told(&["--dry-run"]);
+    let first = told(&[]);
+    assert!(first.contains("  at the source: it runs there; ours is gone and never ran"), "{first}");
+    assert_eq!(asked(), 2, "what is only looked at is not noted");
+    let second = told(&[]);
+    assert!(second.contains(&format!("  seen at the source ({host}), 0 s ago: it ran\n")), "{second}");
+    let json: Value = serde_json::from_str(&told(&["--json"])).unwrap();
+    let guest = &json["guests"][0];
+    assert_eq!((&guest["where"], &guest["there"]["copy"]), (&"source".into(), &"runs".into()));
+    assert!(guest["there"]["seconds_ago"].is_u64() && guest["step"] == "failed", "{guest}");
+    assert_eq!(asked(), 2);
+    told(&["--again"]);
+    assert_eq!(asked(), 3);
+
+    // What an earlier move of the guest says would count again.
+    let forget = |told: &str| {
+        told.split_once("  nothing to do; the journal forgets it by: ").map(|it| it.1.to_owned())
+    };
+    let earlier = format!("{}/0-1.journal", moves.journal());
+    fs::copy(format!("{}/1-1.journal", moves.journal()), &earlier).unwrap();
+    assert!(told(&[]).ends_with("  nothing to do\n"));
+    fs::remove_file(earlier).unwrap();
+    let forget = forget(&told(&[])).unwrap();
+    assert!(Command::new("sh").args(["-c", &forget]).status().unwrap().success(), "{forget}");
+    assert_eq!(told(&[]), "");
+}
+
+/// A QEMU's monitor, as long as it is not dropped.
+struct Monitor(PathBuf);
+
+impl Monitor {
+    fn in_state(state: &'static str, path: PathBuf) -> Self {
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let mut client = client.unwrap();
+                let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""});
+                writeln!(client, "{}", json!({"QMP": {"version": version, "capabilities": []}})).unwrap();
+                for line in BufReader::new(client.try_clone().unwrap()).lines() {
+                    let asked: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                    let answer = json!({"return": {"status": state}, "id": asked["id"]});
+                    if writeln!(client, "{answer}").is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Self(path)
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// It runs here, and the other end has nothing of it; no longer once something has changed here.
+#[test]
+fn a_guest_that_is_here_is_not_asked_about_until_its_qemu_is_gone() {
+    let mut moves = Moves::new();
+    let steps = ["loading", "ready", "go", "running"];
+    moves.add(json!({"step": "begin", "guest": "web", "uuid": UUID, "from": "xen1"}), &steps);
+    let monitor = Monitor::in_state("running", format!("{}/1-1.qmp", moves.journal()).into());
+    let there = moves.folder.path().join("there");
+    let host = moves.host("xen", &format!(". {}", text(&there)));
+    let told = || moves.resolve(&["--peer", &host]).expect(0).stdout;
+    fs::write(&there, xl::list(UUID, &[("web--migratedaway", "---ss-")])).unwrap();
+    assert!(told().contains("  here: it runs; the copy there must not"));
+    fs::write(&there, xl::list(UUID, &[])).unwrap();
+    for _ in 0..2 {
+        let told = told();
+        assert!(told.contains("  here: it runs\n") && told.ends_with("  nothing to do\n"), "{told}");
+        // Whoever is asked again says no more.
+        fs::write(&there, "exit 1").unwrap();
+    }
+    fs::write(&there, xl::list(UUID, &[("web", "-b----")])).unwrap();
+    drop(monitor);
+    let told = told();
+    assert!(told.contains("  at the source: it runs there") && !told.contains(" ago: "), "{told}");
+}
+
+/// What it leaves there may still be on its way.
+#[test]
+fn a_move_that_has_just_ended_is_asked_about_again() {
+    let mut moves = Moves::new();
+    moves.add(json!({"step": "begin", "guest": "web", "uuid": UUID, "from": "xen1"}), &["ready", "failed"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let path = format!("{}/1-1.journal", moves.journal());
+    let steps = fs::read_to_string(&path).unwrap();
+    let steps = steps.replace("\"unix_ms\":1,", &format!("\"unix_ms\":{now},"));
+    fs::write(&path, steps.replace("\"unix_ms\":1}", &format!("\"unix_ms\":{now}}}"))).unwrap();
+    let before = fs::read_to_string(&path).unwrap();
+    assert!(before.contains(&now.to_string()));
+    let host = moves.host("xen", &xl::list(UUID, &[("web", "-b----")]));
+    let told = moves.resolve(&["--peer", &host]).expect(0).stdout;
+    assert!(told.contains("  nothing to do"), "{told}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
 }
 
 #[test]

@@ -20,6 +20,8 @@
 //!    +--------+---------+-------+-> failed             the destination's copy never ran; the guest is here
 //! ```
 //!
+//! Behind the end of either, `settled` may stand once both ends were asked: nothing is left to be asked about.
+//!
 //! Up to `ready` the end of the process that sends is enough to have it back (`send::guest`). Behind `ready` its QEMU
 //! may stand still, and may be resumed as long as there is no `go`.
 
@@ -104,6 +106,13 @@ pub enum Step {
     Unknown {
         /// What happened.
         why: String,
+    },
+    /// Both ends were asked: one copy runs, and the other end has none.
+    Settled {
+        /// Whether it runs here.
+        here: bool,
+        /// Who was asked, for people.
+        asked: String,
     },
 }
 
@@ -274,6 +283,19 @@ pub struct Account {
     pub steps: Vec<(SystemTime, Step)>,
     /// Whether the process that writes it is still there.
     pub active: bool,
+    /// What was found behind its last step.
+    pub settled: Option<Settled>,
+}
+
+/// Both ends were asked: one copy ran, and the other end had none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// When.
+    pub at: SystemTime,
+    /// Whether it ran here.
+    pub here: bool,
+    /// Who was asked, for people.
+    pub asked: String,
 }
 
 impl Account {
@@ -283,13 +305,20 @@ impl Account {
         // Asked first: what an active process writes meanwhile may be missed, what a dead one wrote may not.
         let active = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
         let text = fs::read_to_string(&path).map_err(failed)?;
-        let mut steps = Vec::new();
+        let (mut steps, mut settled) = (Vec::new(), None);
         // A last line without its end was not synced, so its step was not taken.
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             let line: Line = serde_json::from_str(line).map_err(|error| failed(error.into()))?;
-            steps.push((UNIX_EPOCH + Duration::from_millis(line.unix_ms), line.step));
+            let at = UNIX_EPOCH + Duration::from_millis(line.unix_ms);
+            settled = match line.step {
+                Step::Settled { here, asked } => Some(Settled { at, here, asked }),
+                step => {
+                    steps.push((at, step));
+                    None
+                }
+            };
         }
-        Ok(Self { path, steps, active })
+        Ok(Self { path, steps, active, settled })
     }
 
     /// Where its QEMU listens.
@@ -318,6 +347,23 @@ impl Account {
 
     /// Adds a step to an account that nobody writes any more; false if somebody does after all.
     pub fn close(&mut self, step: Step) -> Result<bool> {
+        let written = self.append(&step)?;
+        if written {
+            self.steps.push((SystemTime::now(), step));
+            self.settled = None;
+        }
+        Ok(written)
+    }
+
+    /// Adds what was found at both ends.
+    pub fn settle(&mut self, here: bool, asked: String) -> Result<()> {
+        if self.append(&Step::Settled { here, asked: asked.clone() })? {
+            self.settled = Some(Settled { at: SystemTime::now(), here, asked });
+        }
+        Ok(())
+    }
+
+    fn append(&self, step: &Step) -> Result<bool> {
         let failed = |source| file_error(&self.path, "writing the journal", source);
         let file = OpenOptions::new().append(true).open(&self.path).map_err(failed)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -326,7 +372,6 @@ impl Account {
         let mut entry =
             Entry { file, path: self.path.clone(), monitor: self.monitor(), last: Some(step.clone()) };
         entry.note(step.clone())?;
-        self.steps.push((SystemTime::now(), step));
         Ok(true)
     }
 }
@@ -374,6 +419,22 @@ mod tests {
         assert_eq!(accounts[0].steps.len(), 3);
         assert!(accounts[0].close(Step::Failed { why: "x".to_owned() }).unwrap());
         assert!(!journal.accounts().unwrap()[0].may_have_run());
+    }
+
+    #[test]
+    fn what_was_found_at_both_ends_is_no_step_and_holds_up_to_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let mut entry = journal.begin().unwrap();
+        begin(&mut entry);
+        drop(entry);
+        let read = || journal.accounts().unwrap().pop().unwrap();
+        let mut account = read();
+        account.settle(true, "ssh xen".to_owned()).unwrap();
+        let settled = read().settled.unwrap();
+        assert_eq!((settled.here, settled.asked.as_str(), read().steps.len()), (true, "ssh xen", 1));
+        account.close(Step::Failed { why: "x".to_owned() }).unwrap();
+        assert_eq!((read().settled, read().steps.len()), (None, 2));
     }
 
     #[test]

@@ -20,16 +20,16 @@ mod words;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clap::Args;
-use hyperferry_relay::journal::{Account, Journal, Step};
+use hyperferry_relay::journal::{Account, Journal, Settled, Step};
 use tokio::task::JoinSet;
 
 pub(super) use self::here::end_leftovers;
 use self::{
-    decide::{Act, Here, Place, Stage, There, Verdict, decide},
+    decide::{Act, Here, Place, Stage, There, Verdict, decide, is_settled},
     document::Document,
     here::Qemu,
     peer::{Answer, Peer, Reach, printable},
@@ -42,14 +42,18 @@ use crate::{
 /// Where the journal is unless somebody says otherwise.
 pub(crate) const JOURNAL: &str = "/var/lib/hyperferry";
 
+/// For how long a move that ended may still change what is at the other end: its copy is made or unmade there.
+const SETTLES: Duration = Duration::from_secs(60);
+
 /// How it is asked for, in the long help.
 pub(crate) const HELP: &str = "\
 Where the journal alone cannot know it, the other end is asked: the Xen host that a guest came from, by `ssh ADDRESS xl list`, \
 and the one that it left for as it was reached then. Nothing is changed there. Each host has ten seconds, and none is asked for \
-a password.
+a password. A move of which one copy runs, and nothing is left at the other end, is settled: that is noted in the journal, and \
+not asked again as long as nothing changes here.
 
   hyperferry resolve
-  hyperferry resolve --peer 'ssh -p 2222 root@xen1'              where the address of the connection is not enough
+  hyperferry resolve --peer 'ssh -p 2222 root@xen1'              where the address is not enough
   hyperferry resolve --peer 192.0.2.7='ssh root@xen1' --peer 192.0.2.8='ssh root@xen2'
   hyperferry resolve --offline                                   this host alone
   hyperferry resolve --json | jq -r '.guests[] | select(.where == \"here\") | .guest'
@@ -69,6 +73,9 @@ pub(crate) struct Resolve {
     /// Ask no other host
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Ask about the moves that were found settled, too
+    #[arg(long)]
+    pub(crate) again: bool,
     /// Change nothing here either: end no QEMU, let none go on
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -90,6 +97,8 @@ struct Case {
     qemu: Option<Qemu>,
     /// A later move of the same guest tells more.
     superseded: bool,
+    /// There is no earlier one, which would count again without this one.
+    first: bool,
     /// Whom to ask; nothing where there is nothing to ask.
     peer: Option<Named>,
 }
@@ -134,7 +143,10 @@ async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
     let mut cases = Vec::new();
     let accounts = journal.accounts()?;
     for (at, account) in accounts.iter().enumerate() {
-        cases.push(Case::of(account.clone(), accounts.iter().skip(at + 1)).await);
+        let mut account = account.clone();
+        account.settled.take_if(|_| arguments.again);
+        let first = !accounts.iter().take(at).any(|other| is_same_guest(&account, other));
+        cases.push(Case { first, ..Case::of(account, accounts.iter().skip(at + 1)).await });
     }
     if !arguments.offline {
         let worth = cases.iter().filter(|case| case.is_worth_asking());
@@ -153,6 +165,7 @@ async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
         let there = case.there(answer.as_ref());
         if !arguments.dry_run {
             case.go_back(there).await?;
+            case.settle(answer.as_ref());
         }
         let verdict = case.verdict(there);
         let by_hand = Peer::of(&case.account, &arguments.peer).ok().and_then(Peer::into_xl);
@@ -185,7 +198,7 @@ impl Case {
         let superseded = again.peek().is_some();
         let told_later = again.any(|other| here::monitor(other) == here::monitor(&account));
         let qemu = if account.active || told_later { None } else { Some(Qemu::ask(&account).await) };
-        Self { stage: stage(&account), superseded, account, qemu, peer: None }
+        Self { stage: stage(&account), superseded, first: true, account, qemu, peer: None }
     }
 
     fn here(&self) -> Here {
@@ -194,7 +207,7 @@ impl Case {
 
     /// Whether the other end may know something that the journal does not.
     fn is_worth_asking(&self) -> bool {
-        if self.account.active || self.superseded {
+        if self.account.active || self.superseded || self.settled().is_some() {
             return false;
         }
         let begun = || self.account.steps.iter().any(|(_, step)| matches!(step, Step::Sending { .. }));
@@ -217,7 +230,33 @@ impl Case {
         let (guest, uuid) = self.guest();
         match answer {
             Some(Ok(answer)) => answer.of(guest, uuid, self.account.leaves()).there,
-            _ => There::Unasked,
+            Some(Err(_)) => There::Unasked,
+            None => match self.settled() {
+                Some(settled) if settled.here => There::Absent,
+                Some(_) => There::Runs,
+                None => There::Unasked,
+            },
+        }
+    }
+
+    /// What was found when both ends were asked, as long as the copy here is what it was then.
+    fn settled(&self) -> Option<&Settled> {
+        let then = |settled: &&Settled| if settled.here { Here::Runs } else { Here::Gone };
+        self.account.settled.as_ref().filter(|settled| self.here() == then(settled))
+    }
+
+    /// Writes down that nothing is left to be asked about.
+    fn settle(&mut self, answer: Option<&Asked>) {
+        let (Some(Ok(peer)), Some(Ok(answer))) = (&self.peer, answer) else { return };
+        let (guest, uuid) = self.guest();
+        let seen = answer.of(guest, uuid, self.account.leaves());
+        let last = self.account.steps.last().map_or(UNIX_EPOCH, |(at, _)| *at);
+        if !is_settled(self.here(), seen.there) || !seen.whole || since(last) < SETTLES {
+            return;
+        }
+        let here = self.here() == Here::Runs;
+        if let Err(error) = self.account.settle(here, peer.shown()) {
+            say!("warning: the other end will be asked again: {error}");
         }
     }
 
@@ -278,19 +317,20 @@ fn heading(account: &Account) -> String {
 
 /// How long ago it began.
 fn age(account: &Account) -> Duration {
-    let began = account.steps.first().map_or(SystemTime::UNIX_EPOCH, |(began, _)| *began);
-    SystemTime::now().duration_since(began).unwrap_or_default()
+    since(account.steps.first().map_or(UNIX_EPOCH, |(began, _)| *began))
+}
+
+fn since(then: SystemTime) -> Duration {
+    SystemTime::now().duration_since(then).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
 
     fn account(number: u32, steps: &[Step]) -> Account {
         let steps = steps.iter().map(|step| (UNIX_EPOCH, step.clone())).collect();
-        Account { path: format!("/nowhere/{number}.journal").into(), steps, active: false }
+        Account { path: format!("/nowhere/{number}.journal").into(), steps, active: false, settled: None }
     }
 
     fn begin(uuid: Option<&str>) -> Step {

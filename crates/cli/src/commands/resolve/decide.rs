@@ -161,6 +161,11 @@ pub(super) fn decide(stage: Stage, here: Here, there: There) -> Verdict {
     }
 }
 
+/// Whether one copy runs and the other end has none, so that nothing is left to be done.
+pub(super) fn is_settled(here: Here, there: There) -> bool {
+    matches!((here, there), (Here::Runs, There::Absent) | (Here::Gone, There::Runs))
+}
+
 fn say(place: Place, why: &'static str, acts: &'static [Act]) -> Verdict {
     Verdict { place, why, acts, provided: None }
 }

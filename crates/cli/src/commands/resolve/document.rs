@@ -72,6 +72,9 @@ pub(super) struct Local {
 pub(super) struct Remote {
     /// The command that reached it.
     pub(super) asked: Option<String>,
+    /// How long ago, where it was not asked now: nothing was left to be asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) seconds_ago: Option<u64>,
     /// The copy there: `absent`, `incoming`, `aside`, `suspended`, `paused`, `runs`, `ended`, `namesake`, `two`.
     pub(super) copy: Option<String>,
     /// What it has, for people.

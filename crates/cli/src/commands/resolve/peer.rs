@@ -99,6 +99,8 @@ pub(super) struct Seen<'a> {
     pub(super) qemu: Option<&'a Move>,
     /// In words.
     pub(super) told: String,
+    /// Whether a copy there would have been seen: a journal knows those that it has.
+    pub(super) whole: bool,
 }
 
 impl Peer {
@@ -310,7 +312,7 @@ impl Answer {
                     There::Namesake => format!("{}, of another UUID", told.join(", ")),
                     _ => told.join(", "),
                 };
-                Seen { there, domain, qemu: None, told }
+                Seen { there, domain, qemu: None, told, whole: true }
             }
             Self::Journal(document) => {
                 let found = document.guests.iter().rfind(|found| match uuid {
@@ -325,7 +327,7 @@ impl Answer {
                     Some(state) => format!("QEMU is in state {state}"),
                     None => format!("no QEMU with {guest}"),
                 };
-                Seen { there, domain: None, qemu: found, told }
+                Seen { there, domain: None, qemu: found, told, whole: found.is_some() }
             }
         }
     }
@@ -342,7 +344,7 @@ mod tests {
     }
 
     fn account(step: Step) -> Account {
-        Account { path: "/j/1.journal".into(), steps: vec![(UNIX_EPOCH, step)], active: false }
+        Account { path: "/j/1.journal".into(), steps: vec![(UNIX_EPOCH, step)], active: false, settled: None }
     }
 
     fn came(from: Option<&str>) -> Account {

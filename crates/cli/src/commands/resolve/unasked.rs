@@ -125,7 +125,7 @@ mod tests {
 
     fn account(first: Step, steps: &[Step]) -> Account {
         let steps = std::iter::once(&first).chain(steps).map(|step| (UNIX_EPOCH, step.clone())).collect();
-        Account { path: "/j/1.journal".into(), steps, active: false }
+        Account { path: "/j/1.journal".into(), steps, active: false, settled: None }
     }
 
     fn of_one_that_came(guest: &str, steps: &[Step], state: Option<&str>) -> String {

@@ -3,14 +3,14 @@
 use hyperferry_relay::journal::{Account, Step};
 
 use super::{
-    Told, age,
-    decide::{Act, Here, Place, Stage, There},
+    Case, Told, age,
+    decide::{Act, Here, Place, Stage, There, is_settled},
     document::{Command, Local, Move, Remote},
     domains::Domain,
     heading, here,
     here::Qemu,
     peer::{Answer, Peer, Seen, is_ssh, printable},
-    unasked,
+    since, unasked,
 };
 use crate::commands::qemu_args::quote;
 
@@ -53,13 +53,18 @@ fn verdict(told: &Told) -> String {
             (qemu, _) => unasked::came(account, qemu.as_ref().and_then(Qemu::state), reach),
         };
         let why = not_asked(told).map(|why| format!("\n  {} could not be asked: {why}", end(account)));
-        return printable_lines(&text) + &why.unwrap_or_default();
+        let over = nothing_to_do(told).map(|words| format!("\n  {words}"));
+        return printable_lines(&text) + &why.or(over).unwrap_or_default();
     }
     let mut lines = vec![format!("  {}: {}", place(verdict.place, account), verdict.why)];
     lines.push(format!("  seen here: {}", seen_here(told)));
     if let Some((peer, seen)) = answered(told) {
         lines.push(format!("  seen at {} ({}): {}", end(account), peer.shown(), seen.told));
+    } else if let Some(settled) = case.settled() {
+        let (ago, had) = (since(settled.at).as_secs(), if settled.here { "no copy" } else { "it ran" });
+        lines.push(format!("  seen at {} ({}), {ago} s ago: {had}", end(account), settled.asked));
     }
+    lines.extend(nothing_to_do(told).map(|words| format!("  {words}")));
     let before = verdict.provided.map_or_else(String::new, |what| format!(", but only if {what}"));
     let first = format!("do{before}");
     let prefixes = std::iter::once(first.as_str()).chain(std::iter::repeat("then, once that has succeeded"));
@@ -104,8 +109,11 @@ pub(super) fn document(told: &Told) -> Move {
         },
         qmp: here::monitor(account),
     };
+    let settled = case.settled().filter(|_| told.answer.is_none());
+    let peer = case.peer.as_ref().and_then(|peer| Some(peer.as_ref().ok()?.shown()));
     let remote = || Remote {
-        asked: case.peer.as_ref().and_then(|peer| Some(peer.as_ref().ok()?.shown())),
+        asked: peer.or_else(|| Some(settled?.asked.clone())),
+        seconds_ago: settled.map(|settled| since(settled.at).as_secs()),
         copy: (*there != There::Unasked).then(|| there.name().to_owned()),
         seen: answered(told).map(|(_, seen)| seen.told),
         error: not_asked(told),
@@ -119,10 +127,29 @@ pub(super) fn document(told: &Told) -> Move {
         place: state.to_owned(),
         why: (!verdict.why.is_empty()).then(|| verdict.why.to_owned()),
         here: case.qemu.as_ref().map(local),
-        there: case.peer.is_some().then(remote),
+        there: (case.peer.is_some() || settled.is_some()).then(remote),
         commands: if account.active { Vec::new() } else { commands(told) },
         provided: verdict.provided.map(str::to_owned),
     }
+}
+
+/// That the move is over, and how to be rid of its account where no copy is here that needs it.
+fn nothing_to_do(told: &Told) -> Option<String> {
+    const WORDS: &str = "nothing to do";
+    let Told { case, there, .. } = told;
+    let left = case.stage == Stage::LeftTold && *there == There::Unasked;
+    let gone = case.here() == Here::Gone;
+    let forget = || format!("{WORDS}; the journal forgets it by: rm {}.*", quote(&stem(case)));
+    match (is_settled(case.here(), *there), gone) {
+        (true, false) => Some(WORDS.to_owned()),
+        (settled, true) if settled || left => Some(if case.first { forget() } else { WORDS.to_owned() }),
+        _ => None,
+    }
+}
+
+/// The files of a move, up to their extension.
+fn stem(case: &Case) -> String {
+    case.account.path.with_extension("").display().to_string()
 }
 
 /// The other end, for people.

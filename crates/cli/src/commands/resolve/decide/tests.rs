@@ -167,6 +167,16 @@ fn the_copy_that_is_named_is_there() {
 }
 
 #[test]
+fn what_is_settled_leaves_nothing_to_do() {
+    for (stage, here, there) in every().filter(|(_, here, there)| is_settled(*here, *there)) {
+        let verdict = decide(stage, here, there);
+        let wanted = if here == Here::Runs { Place::Here } else { Place::There };
+        assert_eq!((verdict.place, verdict.acts), (wanted, &[][..]), "{stage:?} {here:?} {there:?}");
+        assert_eq!(World { here, there }.running(), 1);
+    }
+}
+
+#[test]
 fn who_was_not_asked_decides_nothing() {
     for (stage, here, there) in every() {
         let verdict = decide(stage, here, there);
