@@ -369,6 +369,10 @@ impl Account {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(false);
         }
+        // What a crash has cut short must not run into this line.
+        let text = fs::read(&self.path).map_err(failed)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).map_err(failed)?;
         let mut entry =
             Entry { file, path: self.path.clone(), monitor: self.monitor(), last: Some(step.clone()) };
         entry.note(step.clone())?;
@@ -460,6 +464,20 @@ mod tests {
         assert!(journal.accounts().unwrap()[0].may_have_run());
         entry.file.write_all(b"garbage\n").unwrap();
         assert!(journal.accounts().unwrap_err().to_string().contains(".journal: reading the journal"));
+    }
+
+    #[test]
+    fn a_line_cut_short_by_a_crash_does_not_run_into_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let mut entry = journal.begin().unwrap();
+        begin(&mut entry);
+        entry.file.write_all(br#"{"unix_ms":1,"step":"lo"#).unwrap();
+        drop(entry);
+        let mut account = journal.accounts().unwrap().pop().unwrap();
+        assert!(account.close(Step::Failed { why: "x".to_owned() }).unwrap());
+        let steps: Vec<_> = journal.accounts().unwrap().remove(0).steps;
+        assert!(matches!(steps.as_slice(), [(_, Step::Begin { .. }), (_, Step::Failed { .. })]), "{steps:?}");
     }
 
     #[test]
