@@ -10,7 +10,7 @@
 //! ```
 //!
 //! [`StreamReader`] turns bytes into [`Event`]s and [`StreamWriter`] turns events into bytes; both keep the
-//! same legal order. Guest pages pass through in steps of at most 1 MiB and are never kept.
+//! same legal order. Guest pages pass through in steps of at most 128 KiB and are never kept.
 //!
 //! ```
 //! use hyperferry_xen_stream::{Event, StreamReader, StreamWriter};

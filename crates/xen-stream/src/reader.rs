@@ -18,7 +18,7 @@ pub(crate) const ALIGN: u32 = 8;
 /// It reads no further than the element that it returns. Behind libxl's END a live sender waits for an
 /// answer, so a live receiver must not ask for the next event before it has given that answer.
 ///
-/// A body of state is held whole, with a limit; pages pass through a buffer of 1 MiB.
+/// A body of state is held whole, with a limit; pages pass through a buffer of 128 KiB.
 #[derive(Debug)]
 pub struct StreamReader<R> {
     source: Source<R>,
