@@ -331,14 +331,18 @@ fn cpu_model(base: &str, policy: &CpuidPolicy) -> String {
     model
 }
 
+/// QEMU's device for a display adapter.
+pub(crate) fn adapter(kind: VgaKind) -> Option<&'static str> {
+    match kind {
+        VgaKind::None => None,
+        VgaKind::Std => Some("VGA"),
+        VgaKind::Cirrus => Some("cirrus-vga"),
+        VgaKind::Qxl => Some("qxl-vga"),
+    }
+}
+
 fn display(vm: &Vm, places: &Places, args: &mut Arguments) {
-    let device = match vm.config.vga {
-        VgaKind::None => return,
-        VgaKind::Std => "VGA",
-        VgaKind::Cirrus => "cirrus-vga",
-        VgaKind::Qxl => "qxl-vga",
-    };
-    let Some(place) = places.display else { return };
+    let (Some(device), Some(place)) = (adapter(vm.config.vga), places.display) else { return };
     let megabytes = (vm.config.video_memory >> 20).max(1);
     args.pair("-device", format!("{device},vgamem_mb={megabytes},addr={}", plugged(place)));
 }

@@ -6,33 +6,35 @@
 use hyperferry_vm_model::{GuestConfig, VgaKind};
 
 use crate::{
+    qemu::args::adapter,
     refusal::{self, Policy},
     report::Report,
 };
 
 const MIB: u64 = 1 << 20;
-/// As libxl calls it, and the least that it takes.
-const LEAST: [(VgaKind, &str, u64); 3] = [
-    (VgaKind::Std, "VGA", 16 * MIB),
-    (VgaKind::Cirrus, "cirrus-vga", 8 * MIB),
-    (VgaKind::Qxl, "qxl-vga", 128 * MIB),
-];
+
+/// The least that libxl gives an adapter.
+fn least(kind: VgaKind) -> u64 {
+    match kind {
+        VgaKind::None => 0,
+        VgaKind::Std => 16 * MIB,
+        VgaKind::Cirrus => 8 * MIB,
+        VgaKind::Qxl => 128 * MIB,
+    }
+}
 
 /// What the guest gets. A Cirrus adapter uses 4 MiB of whatever it has, and its guest sees no other number.
 pub(super) fn memory(config: &GuestConfig) -> u64 {
     match config.vga {
-        VgaKind::Cirrus => config.video_memory.max(least(config.vga).1),
+        VgaKind::Cirrus => config.video_memory.max(least(config.vga)),
         _ => config.video_memory,
     }
 }
 
 /// Refuses an adapter that would be another one there: its memory range is as large as its memory.
 pub(super) fn judge(config: &GuestConfig, policy: &Policy, report: &mut Report) {
-    let (device, least) = least(config.vga);
-    let had = memory(config);
-    if had >= least {
-        return;
-    }
+    let (had, least) = (memory(config), least(config.vga));
+    let Some(device) = adapter(config.vga).filter(|_| had < least) else { return };
     let what = format!(
         "the display adapter has {} MiB of video memory, and Xen gives it {} MiB at least",
         had / MIB,
@@ -40,10 +42,6 @@ pub(super) fn judge(config: &GuestConfig, policy: &Policy, report: &mut Report) 
     );
     let remedy = format!("start the guest with -global {device}.vgamem_mb={}", least / MIB);
     policy.refuse(report, refusal::DEVICE, what, remedy);
-}
-
-fn least(kind: VgaKind) -> (&'static str, u64) {
-    LEAST.iter().find(|(known, ..)| *known == kind).map_or(("", 0), |(_, device, least)| (*device, *least))
 }
 
 #[cfg(test)]
