@@ -14,8 +14,6 @@ use super::Host;
 
 /// Where a host finds this machine, and with it all the others' ports.
 pub const MACHINE: &str = "10.0.2.2";
-/// The same for [`ssh_to`].
-pub const OUTSIDE: &str = "root@10.0.2.2";
 /// The address that a guest has on a host's bridge.
 pub const GUEST_ADDRESS: &str = "10.77.0.2";
 
@@ -26,11 +24,11 @@ pub fn give_key(host: Host) -> Result<()> {
     host.run("chmod 600 /root/.ssh/id_lab").map(drop)
 }
 
-/// The command by which one host reaches another, without the name.
+/// The command by which one host reaches another, up to the address, which is [`MACHINE`].
 pub fn ssh_to(host: Host) -> String {
     format!(
         "ssh -q -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=5 \
-         -i /root/.ssh/id_lab -p {}",
+         -i /root/.ssh/id_lab -l root -p {}",
         host.port()
     )
 }

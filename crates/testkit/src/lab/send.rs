@@ -27,7 +27,7 @@ use super::{
     Host,
     console::{Judged, now},
     live::{self, Guest, boot_again, counted, lost_in_emulation},
-    network::{OUTSIDE, give_key, ssh_to},
+    network::{MACHINE, give_key, ssh_to},
 };
 use crate::cut::Phase;
 
@@ -297,7 +297,7 @@ impl Sends {
         Host::Kvm.send(way.as_bytes(), "/root/live/way")?;
         let line = format!(
             "chmod +x /root/live/way
-             /root/live/hyperferry send {} {OUTSIDE} --ssh /root/live/way --journal /root/live/journal \
+             /root/live/hyperferry send {} {MACHINE} --ssh /root/live/way --journal /root/live/journal \
              --serial file:{} {} --progress none 2>&1
              echo \"ended with $?\"",
             guest.monitor(),
@@ -366,7 +366,7 @@ fn receive(plan: &Plan, guest: &mut Running) -> Result<Moved> {
         stop::DISK
     );
     let line = format!(
-        "xl migrate -s '' {} 'exec {} {OUTSIDE} {receive}' 2>&1; echo \"ended with $?\"",
+        "xl migrate -s '' {} 'exec {} {MACHINE} {receive}' 2>&1; echo \"ended with $?\"",
         guest.name(),
         ssh_to(Host::Kvm)
     );

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::hosts::until;
 use crate::lab::{
     Host,
-    network::{OUTSIDE, ssh_to},
+    network::{MACHINE, ssh_to},
 };
 
 /// How often it is asked: an emulated host may take longer for an ssh than `resolve` waits.
@@ -94,6 +94,6 @@ fn commands() -> Result<Vec<Command>> {
 }
 
 fn run(more: &str) -> Result<String> {
-    let peer = format!("{} {OUTSIDE}", ssh_to(Host::Xen));
+    let peer = format!("{} {MACHINE}", ssh_to(Host::Xen));
     Host::Kvm.run(&format!("/root/live/hyperferry resolve /root/live/journal --peer '{peer}' {more}"))
 }

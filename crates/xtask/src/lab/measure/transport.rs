@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use hyperferry_testkit::lab::{
     Host,
-    network::{MACHINE, OUTSIDE, forward, ssh_to},
+    network::{MACHINE, forward, ssh_to},
 };
 
 use super::DIR;
@@ -47,7 +47,7 @@ impl Transport {
     /// Opens a way to a command there, for one stream.
     pub(super) fn lead_to(self, host: Host, receive: &str) -> Result<Lead> {
         match self {
-            Self::Ssh => Ok(Lead { command: format!("{} {OUTSIDE} {receive}", ssh_to(host)), words: None }),
+            Self::Ssh => Ok(Lead { command: format!("{} {MACHINE} {receive}", ssh_to(host)), words: None }),
             Self::Tcp => {
                 let port = forward(host, PORT)?;
                 let (script, words) = (format!("{DIR}/receive"), format!("{DIR}/received"));
