@@ -17,8 +17,7 @@ fn installed() -> Result<()> {
     let install = || -> Result<()> {
         let binary: PathBuf = tools::hyperferry()?;
         Host::Kvm.run("mkdir -p /root/land")?;
-        Host::Kvm.send(&std::fs::read(binary)?, "/root/land/hyperferry")?;
-        Host::Kvm.run("chmod +x /root/land/hyperferry").map(drop)
+        Host::Kvm.install(&std::fs::read(binary)?, "/root/land/hyperferry")
     };
     DONE.get_or_init(|| install().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }

@@ -18,11 +18,11 @@ fn receive(fixture: &Fixture, version: &str) -> Result<(String, String)> {
     Host::Kvm.run("rm -rf /root/shim; mkdir -p /root/shim")?;
     for (file, name) in [(tools::hyperferry()?, "hyperferry"), (library, "libhyperferry_platform_shim.so")] {
         let bytes = fs::read(&file).with_context(|| file.display().to_string())?;
-        Host::Kvm.send(&bytes, &format!("/root/shim/{name}"))?;
+        Host::Kvm.install(&bytes, &format!("/root/shim/{name}"))?;
     }
     Host::Kvm.send(&fs::read(fixture.path())?, "/root/shim/fixture.zst")?;
     let printed = Host::Kvm.run(&format!(
-        "cd /root/shim; chmod +x hyperferry
+        "cd /root/shim
          {{ zstd -dc fixture.zst; printf 'domain is yours, you are cleared to unpause\\0'; }} |
            ./hyperferry receive --qemu /usr/local/bin/qemu-{version} --journal journal --serial serial \
              --allow tsc-frequency --progress none >answers 2>said || {{ cat said; exit 1; }}

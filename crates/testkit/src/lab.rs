@@ -174,6 +174,12 @@ impl Host {
         Ok(())
     }
 
+    /// Puts a program there, also in the place of one that runs.
+    pub fn install(self, bytes: &[u8], path: &str) -> Result<()> {
+        self.send(bytes, &format!("{path}.new"))?;
+        self.run(&format!("chmod +x {path}.new && mv {path}.new {path}")).map(drop)
+    }
+
     /// Reads a file in it, compressed on the way.
     pub fn fetch(self, path: &str) -> Result<Vec<u8>> {
         let output = self.ssh(&format!("zstd -q -3 -c {path}")).output()?;

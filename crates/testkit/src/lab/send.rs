@@ -294,10 +294,9 @@ impl Sends {
     fn send(&self, plan: &Plan, guest: &mut Running) -> Result<Moved> {
         let there = guest.next_stop(Host::Xen)?;
         let way = way(plan.kill);
-        Host::Kvm.send(way.as_bytes(), "/root/live/way")?;
+        Host::Kvm.install(way.as_bytes(), "/root/live/way")?;
         let line = format!(
-            "chmod +x /root/live/way
-             /root/live/hyperferry send {} {MACHINE} --ssh /root/live/way --journal /root/live/journal \
+            "/root/live/hyperferry send {} {MACHINE} --ssh /root/live/way --journal /root/live/journal \
              --serial file:{} {} --progress none 2>&1
              echo \"ended with $?\"",
             guest.monitor(),

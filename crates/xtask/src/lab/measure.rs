@@ -158,17 +158,13 @@ fn prepare(binary: &Path) -> Result<()> {
         give_key(host)?;
         host.run(&format!("mkdir -p {DIR}"))?;
         for script in ["probe", "move-qemu"] {
-            host.send(&fs::read(scripts.join(script))?, &format!("{DIR}/{script}"))?;
+            host.install(&fs::read(scripts.join(script))?, &format!("{DIR}/{script}"))?;
         }
         provide_bridge(host, BRIDGE)?;
-        host.run(&format!(
-            "chmod +x {DIR}/*; ip neighbour replace {GUEST_ADDRESS} lladdr {MAC} dev {BRIDGE} nud permanent"
-        ))?;
+        host.run(&format!("ip neighbour replace {GUEST_ADDRESS} lladdr {MAC} dev {BRIDGE} nud permanent"))?;
     }
     provide_bridge_helper()?;
-    Host::Kvm.run(&format!("rm -f {DIR}/hyperferry"))?;
-    Host::Kvm.send(&fs::read(binary)?, &format!("{DIR}/hyperferry"))?;
-    Host::Kvm.run(&format!("chmod +x {DIR}/hyperferry")).map(drop)
+    Host::Kvm.install(&fs::read(binary)?, &format!("{DIR}/hyperferry"))
 }
 
 /// The QEMU that has the guest, in the KVM host.

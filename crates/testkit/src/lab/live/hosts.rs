@@ -59,8 +59,7 @@ pub(super) fn equip(binaries: &[Vec<u8>; 2]) -> Result<()> {
 /// Puts a program where a host keeps ours.
 pub(in crate::lab) fn install(host: Host, bytes: &[u8], name: &str) -> Result<()> {
     host.run("mkdir -p /root/live/journal")?;
-    host.send(bytes, &format!("/root/live/{name}.new"))?;
-    host.run(&format!("cd /root/live; chmod +x {name}.new; mv {name}.new {name}")).map(drop)
+    host.install(bytes, &format!("/root/live/{name}"))
 }
 
 /// Ends what a guest of that name may have left on the Xen host.

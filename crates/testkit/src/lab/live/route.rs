@@ -132,9 +132,7 @@ fn receive(plan: &Plan) -> String {
 }
 
 fn script(host: Host, name: &str, line: &str) -> Result<()> {
-    let path = format!("/root/live/{name}");
-    host.send(format!("#!/bin/sh\nexec {line}\n").as_bytes(), &path)?;
-    host.run(&format!("chmod +x {path}")).map(drop)
+    host.install(format!("#!/bin/sh\nexec {line}\n").as_bytes(), &format!("/root/live/{name}"))
 }
 
 /// Starts a listener and waits until it says so.

@@ -51,11 +51,10 @@ impl Transport {
             Self::Tcp => {
                 let port = forward(host, PORT)?;
                 let (script, words) = (format!("{DIR}/receive"), format!("{DIR}/received"));
-                host.send(format!("#!/bin/sh\nexec {receive}\n").as_bytes(), &script)?;
+                host.install(format!("#!/bin/sh\nexec {receive}\n").as_bytes(), &script)?;
                 // It listens, by /proc/net/tcp, in the state 0A.
                 host.run(&format!(
-                    "chmod +x {script}
-                     setsid socat -b 131072 TCP-LISTEN:{PORT},reuseaddr EXEC:{script} >{words} 2>&1 </dev/null &
+                    "setsid socat -b 131072 TCP-LISTEN:{PORT},reuseaddr EXEC:{script} >{words} 2>&1 </dev/null &
                      for i in $(seq 50); do
                        grep -q ':{PORT:04X} 00000000:0000 0A' /proc/net/tcp && exit 0
                        sleep 0.2
