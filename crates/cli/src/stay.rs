@@ -2,7 +2,10 @@
 //!
 //! Shared by `land` and `receive`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use hyperferry_relay::{
@@ -105,7 +108,7 @@ impl Stay {
         if self.unit != Unit::None {
             let name = unit::name(guest);
             landing.scope = self.unit.user().map(|user| Scope { name: name.clone(), user });
-            if self.unit == Unit::SystemdUser && !lingers(Path::new(LINGER)) {
+            if self.unit == Unit::SystemdUser && !lingers(Path::new(LINGER), user()) {
                 say!(
                     "warning [linger]: the user's systemd ends with the last login, and the guest with it: \
                      `loginctl enable-linger`"
@@ -196,10 +199,13 @@ impl Papers {
     }
 }
 
-/// Whether our user's manager goes on while nobody is logged in; so it is taken to where nobody says who we are.
-fn lingers(folder: &Path) -> bool {
-    let user = ["USER", "LOGNAME"].iter().find_map(std::env::var_os);
+/// Whether a user's manager goes on while nobody is logged in; so it is taken to where nobody says who that is.
+fn lingers(folder: &Path, user: Option<OsString>) -> bool {
     user.is_none_or(|user| folder.join(user).exists())
+}
+
+fn user() -> Option<OsString> {
+    ["USER", "LOGNAME"].iter().find_map(std::env::var_os)
 }
 
 /// The library that is installed with us.
@@ -241,10 +247,10 @@ mod tests {
     #[test]
     fn a_user_lingers_by_a_file() {
         let folder = tempfile::tempdir().unwrap();
-        let Some(user) = std::env::var_os("USER").or_else(|| std::env::var_os("LOGNAME")) else { return };
-        assert!(!lingers(folder.path()));
-        std::fs::write(folder.path().join(user), "").unwrap();
-        assert!(lingers(folder.path()));
+        let lingers = |user: Option<&str>| lingers(folder.path(), user.map(OsString::from));
+        assert!(!lingers(Some("web")));
+        std::fs::write(folder.path().join("web"), "").unwrap();
+        assert!(lingers(Some("web")) && !lingers(Some("db")) && lingers(None));
     }
 
     #[test]
