@@ -304,19 +304,23 @@ fn a_stream_without_a_uuid_wants_to_be_told_whose_it_is() {
     }
 }
 
+/// What goes home of a stream that was made one of QEMU's meanwhile; the save file that it came in is named.
+fn there_and_home(stream: &[u8], qemu: &Path) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let [came, there, home] = ["came", "there", "home"].map(|name| folder.path().join(name));
+    fs::write(&came, stream).unwrap();
+    let to_qemu = ["--to", "qemu", "--qemu", text(qemu), "--accel", "tcg"];
+    run(&[&["convert", text(&came), text(&there)], &to_qemu[..], &ALLOWED].concat()).expect(0);
+    run(&["convert", text(&there), text(&home), "--to", "xen", "--home", text(&came)]).expect(0);
+    fs::read(home).unwrap()
+}
+
 /// The newer QEMU under emulation takes such a guest in and cannot save it: what it would be sent stands for what it saves.
 #[test]
 fn a_stream_in_the_dialect_of_each_qemu_goes_home() {
     for qemu in qemus() {
         let stream = with_policies_of_its_own();
-        let folder = tempfile::tempdir().unwrap();
-        let [came, there, home] = ["came", "there", "home"].map(|name| folder.path().join(name));
-        fs::write(&came, &stream).unwrap();
-        let words =
-            ["convert", text(&came), text(&there), "--to", "qemu", "--qemu", text(&qemu), "--accel", "tcg"];
-        run(&[&words[..], &ALLOWED].concat()).expect(0);
-        run(&["convert", text(&there), text(&home), "--to", "xen", "--home", text(&came)]).expect(0);
-        let home = fs::read(home).unwrap();
+        let home = there_and_home(&stream, &qemu);
         assert_xens_own_is_the_same(&stream, &home);
         let (before, after) = (Said::of(&stream).unwrap(), Said::of(&home).unwrap());
         assert_same_memory(text(&qemu), &before, &after);
@@ -328,8 +332,6 @@ fn a_stream_in_the_dialect_of_each_qemu_goes_home() {
 fn memory_of_a_guest_from_xen_lies_where_it_did() {
     const MIB: u32 = 3700;
     const PAGE: u64 = 0xe_7000;
-    let folder = tempfile::tempdir().unwrap();
-    let [came, there, home] = ["came", "there", "home"].map(|name| folder.path().join(name));
     let large = with_config(&slim(&plain()), |json| json["b_info"]["max_memkb"] = (MIB << 10).into());
     // Its one page lies where QEMU's pc with as much memory has none unless told so.
     let large = patch(&large, start_of(&large, "PAGE_DATA") + 16, &PAGE.to_le_bytes());
@@ -338,12 +340,8 @@ fn memory_of_a_guest_from_xen_lies_where_it_did() {
     let at = large.windows(century.len()).rposition(|bytes| bytes == century).unwrap();
     let told = u16::try_from((MIB - 16) * 16).unwrap();
     let large = patch(&large, at + 2, &told.to_le_bytes());
-    fs::write(&came, &large).unwrap();
     for qemu in qemus().into_iter().take(1) {
-        let to_qemu = ["--to", "qemu", "--qemu", text(&qemu), "--accel", "tcg"];
-        run(&[&["convert", text(&came), text(&there)], &to_qemu[..], &ALLOWED].concat()).expect(0);
-        run(&["convert", text(&there), text(&home), "--to", "xen", "--home", text(&came)]).expect(0);
-        let (before, after) = (Said::of(&large).unwrap(), Said::of(&fs::read(&home).unwrap()).unwrap());
+        let (before, after) = (Said::of(&large).unwrap(), Said::of(&there_and_home(&large, &qemu)).unwrap());
         let ram: Vec<_> =
             after.frames.keys().filter(|frame| !(0xe_8000..0x10_0000).contains(*frame)).collect();
         assert_eq!(ram, [&PAGE], "in {}", qemu.display());
