@@ -1,4 +1,4 @@
-//! `hyperferry resolve` with journals that are written by hand, and other ends that are scripts. With QEMUs: `receive.rs`
+//! `hyperferry resolve` with journals that are written by hand, and other ends that are scripts. With QEMUs: `receive/killed.rs`
 //! and `send.rs`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may, their helpers too")]
 

@@ -108,15 +108,20 @@ impl Drop for Sender {
     }
 }
 
-/// The QEMUs with these words in their command line.
+/// The QEMUs that wait for a guest of this journal, or have it.
 pub fn qemus_of(journal: &Path) -> Vec<u32> {
-    let journal = journal.to_str().unwrap();
+    processes_of(journal, "-incoming")
+}
+
+/// Those whose command line has a path below this folder, and this word.
+pub fn processes_of(folder: &Path, word: &str) -> Vec<u32> {
+    let folder = folder.to_str().unwrap();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let ours = entries.filter_map(|entry| {
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line);
         let has = |word: &str| line.contains(word);
-        (has(journal) && has("-incoming")).then(|| entry.file_name().to_str()?.parse().ok())?
+        (has(folder) && has(word)).then(|| entry.file_name().to_str()?.parse().ok())?
     });
     ours.collect()
 }
