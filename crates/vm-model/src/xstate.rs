@@ -23,12 +23,13 @@ pub const PKRU: u64 = 1 << 9;
 /// Components that the model has registers for.
 pub const NAMED: u64 = X87 | SSE | AVX | BNDREGS | BNDCSR | OPMASK | ZMM_HI256 | HI16_ZMM | PKRU;
 
-/// Components whose registers differ from their initial values, whatever XSTATE_BV says: QEMU's emulation does not keep
-/// that up to date.
+/// The components that hold something: those that XSTATE_BV names, and those whose registers differ from their initial
+/// values, for QEMU's emulation does not keep it up to date.
 pub fn in_use(vcpu: &Vcpu) -> u64 {
     let initial = Fpu { mxcsr: vcpu.fpu.mxcsr, ..Fpu::default() };
     let bit = |used: bool, component: u64| if used { component } else { 0 };
-    bit(vcpu.fpu != initial, X87)
+    vcpu.xstate_bv
+        | bit(vcpu.fpu != initial, X87)
         // MXCSR belongs to SSE.
         | bit(vcpu.vectors.xmm != [[0; 16]; 16] || vcpu.fpu.mxcsr != Fpu::default().mxcsr, SSE)
         | bit(vcpu.vectors.ymm_high != [[0; 16]; 16], AVX)

@@ -16,7 +16,15 @@ pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
     // The selectors have no place beside 64-bit pointers.
     let Fpu { fcw, fsw, ftw, fop, fip, fdp, selectors: _, st, mxcsr } = vcpu.fpu;
     fates.carried(&["fpu", "vectors", "avx512", "mpx", "pkru"], "xsave");
-    let state = Xsave {
+    // KVM would not look at a component without its bit.
+    let xstate_bv = xstate::in_use(vcpu);
+    if xstate_bv == vcpu.xstate_bv {
+        fates.carried(&["xstate_bv"], "xsave.xstate_bv");
+    } else {
+        let forgotten = xstate_bv & !vcpu.xstate_bv;
+        fates.derived("xstate_bv", format!("components {forgotten:#x} hold values: set to {xstate_bv:#x}"));
+    }
+    Xsave {
         fcw: fcw.into(),
         fsw: fsw.into(),
         ftw: ftw.into(),
@@ -32,7 +40,7 @@ pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
             u128::from_le_bytes(wide)
         }),
         xmm: vcpu.vectors.xmm.map(u128::from_le_bytes),
-        xstate_bv: vcpu.xstate_bv,
+        xstate_bv,
         ymm_high: Some(vcpu.vectors.ymm_high.map(u128::from_le_bytes)),
         bndregs: vcpu.mpx.map(|mpx| mpx.bounds),
         bndcsr: vcpu.mpx.map(|mpx| [mpx.bndcfgu, mpx.bndstatus]),
@@ -46,16 +54,7 @@ pub(super) fn localise(vcpu: &Vcpu, fates: &mut Fates) -> Xsave {
         }),
         pkru: vcpu.pkru,
         other: Vec::new(),
-    };
-    // KVM would not look at them without their bits.
-    let used = xstate::in_use(vcpu);
-    if used & !state.xstate_bv == 0 {
-        fates.carried(&["xstate_bv"], "xsave.xstate_bv");
-    } else {
-        let note = format!("components {:#x} hold values: set to {:#x}", used, state.xstate_bv | used);
-        fates.derived("xstate_bv", note);
     }
-    Xsave { xstate_bv: state.xstate_bv | used, ..state }
 }
 
 /// Fills the model's registers from the area.

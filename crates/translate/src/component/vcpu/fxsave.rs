@@ -59,11 +59,6 @@ pub(crate) fn legacy_image(fpu: &Fpu, xmm: &[[u8; 16]; 16]) -> [u8; 512] {
     image
 }
 
-/// The components that hold something: those that XSTATE_BV names, and those that are not in their initial state.
-pub(crate) fn in_use(vcpu: &Vcpu) -> u64 {
-    vcpu.xstate_bv | xstate::in_use(vcpu)
-}
-
 /// Where the components of an XSAVE area lie, and how long it is, in the standard format of a CPUID policy.
 struct Places<'a>(&'a CpuidPolicy);
 
@@ -84,7 +79,7 @@ pub(crate) fn area(vcpu: &Vcpu, components: u64, policy: &CpuidPolicy) -> Result
     let places = Places(policy);
     let mut area = legacy_image(&vcpu.fpu, &vcpu.vectors.xmm).to_vec();
     area.extend([0; 64]);
-    let in_use = in_use(vcpu);
+    let in_use = xstate::in_use(vcpu);
     put(&mut area, 512, &(in_use & components).to_le_bytes());
     let extended = (2..u64::BITS).map(|number| 1 << number);
     for component in extended.filter(|component| components & component != 0) {

@@ -384,7 +384,7 @@ fn localise_cpu(vcpu: &Vcpu) -> hvm::Cpu {
     let (g, s, system, msrs) = (&vcpu.general, &vcpu.segments, &vcpu.system, &vcpu.msrs);
     let table = |table: &DescriptorTable| hvm::Table { limit: table.limit, base: table.base };
     // x87 and SSE in their initial state, as those of a vCPU that has never touched them: nothing to load.
-    let used = fxsave::in_use(vcpu) & (xstate::X87 | xstate::SSE) != 0 || vcpu.xcr0_accumulated.is_some();
+    let used = xstate::in_use(vcpu) & (xstate::X87 | xstate::SSE) != 0 || vcpu.xcr0_accumulated.is_some();
     let (pending_event, error_code) = vcpu.pending_event.map_or((0, 0), event_word);
     hvm::Cpu {
         fpu_regs: if used { fxsave::legacy_image(&vcpu.fpu, &vcpu.vectors.xmm) } else { [0; 512] },
@@ -468,7 +468,7 @@ fn localise_xsave(vcpu: &Vcpu, target: &Target<'_>, report: &mut Report) -> Opti
     if vcpu.xcr0_accumulated.is_none() && !enabled {
         return None;
     }
-    let accumulated = vcpu.xcr0_accumulated.unwrap_or(0) | xcr0 | fxsave::in_use(vcpu) | 1;
+    let accumulated = vcpu.xcr0_accumulated.unwrap_or(0) | xcr0 | xstate::in_use(vcpu) | 1;
     let offered = target.cpuid.leaf(0xd, 0).map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
     let save_area = match fxsave::area(vcpu, accumulated, target.cpuid) {
         Ok(area) if accumulated & !offered == 0 || offered == 0 => area,
