@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use common::{command, finish, fixture, plain, qemus, text, wait_within, with_config};
+use common::{Run, command, finish, fixture, plain, qemus, text, wait_within, with_config};
 use hyperferry_testkit::{checkout, cut::GO, lab};
 use hyperferry_translate::{cpu_features, refusal::Policy, source::Source};
 use serde_json::{Value, json};
@@ -396,6 +396,17 @@ fn what_cannot_be_written_is_said_before_anything_moves() {
     }
 }
 
+/// How it ended: well, unless this machine lacks what it takes.
+#[track_caller]
+fn where_possible(what: &str, command: &mut Command) -> Option<Run> {
+    let run = finish(command, None);
+    if run.code == 77 || run.stderr.contains("unshare failed") {
+        eprintln!("SKIPPED {what}: {}", run.stderr.trim());
+        return None;
+    }
+    Some(run.expect(0))
+}
+
 /// Where a systemd can be started, the user's and the system's.
 #[test]
 fn systemd_owns_the_qemu_and_starts_the_guest_anew() {
@@ -407,12 +418,7 @@ fn systemd_owns_the_qemu_and_starts_the_guest_anew() {
         let mut command = Command::new("unshare");
         command.arg("-m").arg(&script).arg(place.path("serial"));
         command.arg(land.get_program()).args(land.get_args());
-        let run = finish(&mut command, None);
-        if run.code == 77 || run.stderr.contains("unshare failed") {
-            eprintln!("skipped {unit}: {}", run.stderr.trim());
-            continue;
-        }
-        run.expect(0);
+        where_possible(unit, &mut command);
     }
 }
 
@@ -465,12 +471,7 @@ fn libvirt_starts_the_domain() {
         let mut command = Command::new("unshare");
         command.arg("-mn").arg(&script).arg("cold start");
         command.args(guests.iter().map(|(_, place, _)| place.path("fixture.xml")));
-        let run = finish(&mut command, None);
-        if run.code == 77 || run.stderr.contains("unshare failed") {
-            eprintln!("skipped: {}", run.stderr.trim());
-            return;
-        }
-        let run = run.expect(0);
+        let Some(run) = where_possible("libvirt", &mut command) else { return };
         let mut rest = run.stdout.as_str();
         for (name, place, wanted) in guests.iter().rev() {
             let (before, line) = rest.split_once(text(&place.path("fixture.xml"))).unwrap();
@@ -512,12 +513,7 @@ fn a_card_is_plugged_into_a_tap_device() {
         land.args(["--map-bridge", "xenbr0=tap:t0", "--seconds", "3"]);
         let mut command = Command::new("unshare");
         command.args(["-n", "sh", "-c", TAP, "sh"]).arg(land.get_program()).args(land.get_args());
-        let run = finish(&mut command, None);
-        if run.code == 77 || run.stderr.contains("unshare failed") {
-            eprintln!("skipped: {}", run.stderr.trim());
-            return;
-        }
-        let run = run.expect(0);
+        let Some(run) = where_possible("a tap device", &mut command) else { return };
         // Bytes and packets that came out of QEMU.
         let line = run.stdout.lines().find_map(|line| line.trim().strip_prefix("t0:")).unwrap();
         let packets: u32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
