@@ -13,6 +13,7 @@ mod common;
 mod sender;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -37,6 +38,9 @@ const UUID: &str = "404ed65b-3579-49d9-afd7-4b03c526326d";
 const CMDLINE: &str = "avx=off mem=1 skip=pat,cr2 lapic=off";
 /// The capture is from another machine.
 const ALLOWED: &str = "tsc-frequency";
+
+/// Where SeaBIOS puts the memory of a standard VGA, 16 MiB.
+const VIDEO_MEMORY: u64 = 0xfd00_0000;
 
 /// One guest at a time: the others' emulation would take the time that a guest's timers are checked against.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -367,6 +371,46 @@ fn what_is_sent_is_a_stream_that_a_strict_judge_accepts() {
         common::finish(send.args(words), None).expect(5).says("the guest goes on here");
         source.goes_on();
         run(&["verify", text(&stream)]).expect(0);
+    }
+}
+
+/// Addresses of the pages of a Xen stream, in its order.
+fn addresses(stream: &[u8]) -> Vec<u64> {
+    let mut addresses = Vec::new();
+    let mut reader = StreamReader::new(stream);
+    while let Some(event) = reader.next_event().unwrap() {
+        if let Event::PageData(entries) = event {
+            addresses.extend(entries.iter().map(|entry| entry.pfn() << 12));
+        }
+    }
+    addresses
+}
+
+#[test]
+fn video_memory_does_not_wait_for_the_guest_to_stand_still() {
+    let _alone = alone();
+    for (qemu, kernel) in pairs() {
+        let source = Source::start(&qemu, &kernel, CMDLINE, &["-device", "VGA"]);
+        let stream = source.file("stream");
+        let kept = stream.clone();
+        let words = played(source.folder.path(), move |mut to, mut from| {
+            from.write_all(BANNER).unwrap();
+            fs::write(kept, take_the_guest(&mut to)).unwrap();
+        });
+        common::finish(&mut source.send(&[], &words), None).expect(5).says("the guest goes on here");
+        source.goes_on();
+        run(&["verify", text(&stream)]).expect(0);
+        let sent = addresses(&fs::read(stream).unwrap());
+        let is_video = |address: &u64| (VIDEO_MEMORY..VIDEO_MEMORY + (16 << 20)).contains(address);
+        let video: BTreeSet<_> = sent.iter().copied().filter(is_video).collect();
+        assert_eq!(video.len(), 4096, "all of it is there");
+        // A guest that is stopped first is sent in one round.
+        if !loses_writes(&qemu) {
+            let last_of_video = *video.last().unwrap();
+            let complete = sent.iter().position(|address| *address == last_of_video).unwrap();
+            let behind = sent[complete..].iter().filter(|address| **address < VIDEO_MEMORY);
+            assert!(behind.count() > 0, "RAM of a later round comes behind it");
+        }
     }
 }
 

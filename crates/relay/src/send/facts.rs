@@ -9,7 +9,9 @@ use hyperferry_translate::{
     refusal::{self, Policy},
     report::Report,
 };
-use hyperferry_vm_model::{CpuidLeaf, CpuidPolicy, Disk, GuestConfig, MemoryLayout, Nic, VgaKind, Vm};
+use hyperferry_vm_model::{
+    CpuidLeaf, CpuidPolicy, Disk, GuestConfig, MemoryLayout, Nic, PciAddress, VgaKind, Vm,
+};
 use serde_json::{Value, json};
 
 use super::{Guest, Platform};
@@ -77,6 +79,8 @@ pub struct Facts {
     pub config: GuestConfig,
     /// Where its memory lies.
     pub memory: MemoryLayout,
+    /// Where it sees RAM blocks that are not its RAM, by their names: its display's memory, unless that is off.
+    pub places: BTreeMap<String, u64>,
     /// What it is shown of its CPU.
     pub cpuid: CpuidPolicy,
     /// Devices by their QEMU type.
@@ -104,9 +108,10 @@ impl Facts {
         let platform = Platform::of(asking.guest.pid(), asking.guest.monitor());
         config.hpet |= platform.hpet.is_some();
         let memory = asking.memory(config.memory).await?;
+        let places = places(&asking.guest.execute("query-pci", json!({})).await?);
         let cpuid = asking.cpuid().await?;
         let devices = devices.into_iter().map(|device| device.kind).collect();
-        Ok(Self { machine, version, major, kvm, config, memory, cpuid, devices, blocked, platform })
+        Ok(Self { machine, version, major, kvm, config, memory, places, cpuid, devices, blocked, platform })
     }
 
     /// What is known of the VM before its memory.
@@ -395,6 +400,26 @@ impl Asking<'_> {
     }
 }
 
+/// Video memory by the name of its RAM block, where the first range of a display adapter on the root bus is.
+fn places(pci: &Value) -> BTreeMap<String, u64> {
+    /// Base class of PCI's display controllers.
+    const DISPLAY: u64 = 3;
+    let devices = pci.pointer("/0/devices").and_then(Value::as_array);
+    let found = devices.into_iter().flatten().filter_map(|device| {
+        let number = |key: &str| u8::try_from(device.get(key)?.as_u64()?).ok();
+        let class = device.pointer("/class_info/class")?.as_u64()?;
+        let address = PciAddress { slot: number("slot")?, function: number("function")? };
+        let memory = device.get("regions")?.as_array()?.iter().find(|region| {
+            region.get("bar").and_then(Value::as_u64) == Some(0)
+                && region.get("type").and_then(Value::as_str) == Some("memory")
+        });
+        // A range that is switched off is at -1.
+        let base = memory?.get("address")?.as_u64()?;
+        (class >> 8 == DISPLAY).then(|| (format!("{address}/vga.vram"), base))
+    });
+    found.collect()
+}
+
 type Leaves = BTreeMap<(u32, Option<u32>), CpuidLeaf>;
 
 fn entry(leaves: &mut Leaves, leaf: u32) -> &mut CpuidLeaf {
@@ -507,6 +532,28 @@ mod tests {
         assert_eq!(signature(15, 107, 1), 0x0006_0fb1);
         assert_eq!(signature(6, 0x3c, 4), 0x0003_06c4);
         assert_eq!(signature(25, 1, 1), 0x00a0_0f11);
+    }
+
+    #[test]
+    fn video_memory_is_where_its_adapter_shows_it() {
+        // As QEMU 10.0 tells it, in part.
+        let answer = |class: u64, kind: &str, base: i64| {
+            let region =
+                |bar: u64, kind: &str, base: i64| json!({ "bar": bar, "type": kind, "address": base });
+            let bridge =
+                json!({ "bus": 0, "slot": 0, "function": 0, "class_info": {"class": 0x600}, "regions": [] });
+            let regions = [region(2, "memory", 0xfebf_0000), region(0, kind, base)];
+            let device = json!({
+                "bus": 0, "slot": 2, "function": 0, "class_info": {"class": class}, "regions": regions
+            });
+            places(&json!([{ "bus": 0, "devices": [bridge, device] }]))
+        };
+        let there = BTreeMap::from([("0000:00:02.0/vga.vram".to_owned(), 0xfd00_0000)]);
+        assert_eq!(answer(0x300, "memory", 0xfd00_0000), there);
+        assert_eq!(answer(0x300, "memory", -1), BTreeMap::new(), "switched off");
+        assert_eq!(answer(0x200, "memory", 0xfd00_0000), BTreeMap::new(), "a network card");
+        assert_eq!(answer(0x300, "io", 0xc000), BTreeMap::new());
+        assert_eq!(places(&json!([])), BTreeMap::new());
     }
 
     #[test]

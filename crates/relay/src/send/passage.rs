@@ -70,7 +70,7 @@ impl Passage {
         let platform = facts.platform.clone();
         let usual = Hint::default();
         let apic_bus_hz = platform.apic_bus_hz.unwrap_or(usual.apic_bus_hz);
-        let hint = Hint { vm, accelerator: Some(accelerator), apic_bus_hz };
+        let hint = Hint { vm, accelerator: Some(accelerator), apic_bus_hz, places: facts.places.clone() };
         Ok(Self { hint, template, relocation, policy, admitted: report, platform, way })
     }
 
@@ -87,12 +87,17 @@ impl Passage {
         pace: &Pace,
         progress: &Progress,
     ) -> Result<Report> {
+        let places = self.hint.places.clone();
         let source = Source::open_with(from, self.policy.clone(), self.hint)?;
         let destination =
             Destination { template: &self.template, relocation: &self.relocation, policy: &self.policy };
         let mut report = self.admitted;
         let mut sink = XenSink::new(out, source.outline(), destination, &mut report)?;
+        for base in places.into_values() {
+            sink.more_video(base)?;
+        }
         let mut last_page = Instant::now();
+        let layout = source.outline().memory.clone();
         progress.expect(Precopy {
             pages: source.outline().memory.size() / PAGE_SIZE,
             // The first, and the one that the guest stands still for.
@@ -102,7 +107,9 @@ impl Passage {
         let mut taken = source.pump(|addresses, data| {
             sink.pages(addresses, data)?;
             last_page = Instant::now();
-            progress.pages(page_numbers(addresses));
+            // A round begins where its numbers do, and memory of devices lies between the two parts of RAM.
+            let of_ram = |number: &u64| layout.ram_offset(number * PAGE_SIZE).is_some();
+            progress.pages(page_numbers(addresses).filter(of_ram));
             Ok(())
         })?;
         self.way.give(&mut taken.vm);

@@ -3,6 +3,7 @@
 //! ```text
 //! open   header, CONFIGURATION, RAM START      -> outline: machine, memory layout, and what the caller knows
 //! pump   pages of pc.ram, round after round    -> page lane, in batches, as they come
+//!        pages of a block whose place is known -> the same
 //!        pages of other blocks                 -> held until the device state says where the guest sees them
 //!        device state, explained at its end    -> the model
 //! ```
@@ -14,12 +15,13 @@ mod config;
 mod place;
 mod state;
 
-use std::io::Read;
+use std::{collections::BTreeMap, io::Read};
 
 use hyperferry_qemu_stream::{Configuration, DeviceState, Event, RamBlock, RamChunk, StreamReader};
-use hyperferry_vm_model::{MemoryLayout, PAGE_SIZE, Vm};
+use hyperferry_vm_model::{MemoryLayout, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 
+use self::place::Place;
 use super::{APIC_BUS_HZ, Accelerator};
 use crate::{
     Error, Result,
@@ -46,11 +48,14 @@ pub struct Hint {
     pub accelerator: Option<Accelerator>,
     /// Rate of its local APIC timers' clock, Hz. It is another than usual beside the platform shim.
     pub apic_bus_hz: u64,
+    /// Where the guest sees RAM blocks that are not its RAM, by their names. Pages of these go there as they come, and the
+    /// stream is refused if it says at its end that they are seen elsewhere by then.
+    pub places: BTreeMap<String, u64>,
 }
 
 impl Default for Hint {
     fn default() -> Self {
-        Self { vm: Vm::default(), accelerator: None, apic_bus_hz: APIC_BUS_HZ }
+        Self { vm: Vm::default(), accelerator: None, apic_bus_hz: APIC_BUS_HZ, places: BTreeMap::new() }
     }
 }
 
@@ -77,10 +82,8 @@ pub struct Intake<R: Read> {
     report: Report,
     policy: Policy,
     blocks: Vec<RamBlock>,
-    /// Position of the block with the guest's RAM.
-    main: usize,
-    /// Pages of each other block, by their number in it.
-    others: Vec<HeldPages>,
+    /// Where the pages of each go.
+    places: Vec<Place>,
     batch: Batch,
     pages: u64,
     /// The layout may still be corrected: no page has gone anywhere.
@@ -92,11 +95,13 @@ impl<R: Read> Intake<R> {
     pub fn open(mut reader: StreamReader<R>, hint: Hint, policy: Policy) -> Result<Self> {
         let mut report = Report::default();
         let mut configuration = Configuration::default();
-        let (mut blocks, mut others): (Vec<RamBlock>, Vec<HeldPages>) = (Vec::new(), Vec::new());
+        let (mut blocks, mut places): (Vec<RamBlock>, Vec<Place>) = (Vec::new(), Vec::new());
+        let place = |block: &RamBlock| Place::of(&block.name, &hint.places);
         let mut pages = 0;
         // Where pages follow each block (mapped-ram), others may come before the guest's RAM.
         let main = loop {
-            if let Some(main) = blocks.iter().position(|block| block.name == MAIN_RAM) {
+            places.extend(blocks.iter().skip(places.len()).map(place));
+            if let Some(main) = blocks.iter().find(|block| block.name == MAIN_RAM) {
                 break Some(main);
             }
             match reader.next_event()? {
@@ -105,7 +110,11 @@ impl<R: Read> Intake<R> {
                 Some(Event::RamBlock(block)) => blocks.push(block),
                 Some(Event::RamPages(chunk)) => {
                     pages += chunk.pages().len() as u64;
-                    chunk.iter().for_each(|(block, offset, data)| hold(&mut others, block, offset, data));
+                    for (block, offset, data) in chunk.iter() {
+                        if let Some(place) = places.get_mut(block) {
+                            place.put_aside(offset, data);
+                        }
+                    }
                 }
                 Some(Event::Header(_) | Event::Command(_)) => {}
                 _ => break None,
@@ -124,7 +133,7 @@ impl<R: Read> Intake<R> {
             policy.refuse(&mut report, refusal::MEMORY_LAYOUT, what, remedy);
             return Err(Error::Refused(Box::new(report)));
         };
-        let size = blocks.get(main).map_or(0, |block| block.used_length);
+        let size = main.used_length;
         let mut vm = hint.vm.clone();
         vm.origin = format!("QEMU {machine}");
         vm.config.memory = size;
@@ -139,7 +148,7 @@ impl<R: Read> Intake<R> {
         report.record(STAGE, "START ram").carried(&["blocks"]).derived("section_id, version", "framing");
         Error::unless_allowed(&report)?;
         let batch = Batch::default();
-        Ok(Self { reader, hint, vm, report, policy, blocks, main, others, batch, pages, survey: false })
+        Ok(Self { reader, hint, vm, report, policy, blocks, places, batch, pages, survey: false })
     }
 
     /// What is known before the end: the machine, the memory layout, and what the caller knew.
@@ -157,7 +166,8 @@ impl<R: Read> Intake<R> {
         &self.blocks
     }
 
-    /// Reads the rest of the stream: `page_lane` gets the guest-physical addresses of RAM pages and the pages.
+    /// Reads the rest of the stream: `page_lane` gets the guest-physical addresses of RAM pages and the pages, and those
+    /// of blocks whose place was [known](Hint::places).
     ///
     /// RAM is what QEMU calls so: it has pages at 0xa0000 to 0xbffff too, which a guest sees in system management
     /// mode only.
@@ -167,10 +177,12 @@ impl<R: Read> Intake<R> {
             match event {
                 Event::RamPages(chunk) => {
                     self.pages += chunk.pages().len() as u64;
-                    let place = (self.main, &self.vm.memory);
-                    route(&chunk, place, &mut self.others, &mut self.batch, &mut page_lane)?;
+                    route(&chunk, &self.vm.memory, &mut self.places, &mut self.batch, &mut page_lane)?;
                 }
-                Event::RamBlock(block) => self.blocks.push(block),
+                Event::RamBlock(block) => {
+                    self.places.push(Place::of(&block.name, &self.hint.places));
+                    self.blocks.push(block);
+                }
                 Event::DeviceState(found) => state = Some(found),
                 // Nothing but the rate of a round's pages hangs on these.
                 _ => {}
@@ -196,9 +208,8 @@ impl<R: Read> Intake<R> {
         config::complete(state, &self.blocks, &mut self.vm);
         self.judge_layout();
         let mut held = HeldPages::default();
-        self.others.resize_with(self.blocks.len(), HeldPages::default);
-        for (block, pages) in self.blocks.iter().zip(self.others) {
-            place::place(block, pages, &self.vm, &mut held, page_lane, &self.policy, &mut self.report)?;
+        for (block, place) in self.blocks.iter().zip(self.places) {
+            place::settle(block, place, &self.vm, &mut held, page_lane, &self.policy, &mut self.report)?;
         }
         Error::unless_allowed(&self.report)?;
         Ok(Taken { vm: self.vm, held, report: self.report, pages: self.pages })
@@ -248,31 +259,26 @@ fn judge_machine(machine: &str, policy: &Policy, report: &mut Report) {
     policy.refuse(report, refusal::MACHINE, what, remedy);
 }
 
-/// Keeps a page of a block that is not the guest's RAM.
-fn hold(others: &mut Vec<HeldPages>, block: usize, offset: u64, data: Option<&[u8]>) {
-    if others.len() <= block {
-        others.resize_with(block + 1, HeldPages::default);
-    }
-    if let Some(held) = others.get_mut(block) {
-        held.put(offset / PAGE_SIZE, data.unwrap_or(&[0; PAGE]));
-    }
-}
-
 /// Sends the pages of one chunk on their way.
 fn route(
     chunk: &RamChunk<'_>,
-    (main, layout): (usize, &MemoryLayout),
-    others: &mut Vec<HeldPages>,
+    layout: &MemoryLayout,
+    places: &mut [Place],
     batch: &mut Batch,
     page_lane: &mut impl FnMut(&[u64], &[u8]) -> Result<()>,
 ) -> Result<()> {
     for (block, offset, data) in chunk.iter() {
-        if block != main {
-            hold(others, block, offset, data);
-            continue;
-        }
-        // The reader has checked that the offset lies in the block.
-        let Some(address) = layout.address(offset) else { continue };
+        // The reader has checked that the block is there, and that the offset lies in it.
+        let address = match places.get_mut(block) {
+            Some(Place::Ram) => layout.address(offset),
+            Some(Place::At(base)) => base.checked_add(offset),
+            Some(place @ Place::Aside(_)) => {
+                place.put_aside(offset, data);
+                None
+            }
+            None => None,
+        };
+        let Some(address) = address else { continue };
         batch.put(address, data);
         if batch.addresses.len() == BATCH {
             batch.flush(page_lane)?;
@@ -281,7 +287,7 @@ fn route(
     Ok(())
 }
 
-/// Pages of RAM on their way: the stream has eight bytes between any two, and the lane wants them in one piece.
+/// Pages on their way: the stream has eight bytes between any two, and the lane wants them in one piece.
 #[derive(Debug, Default)]
 struct Batch {
     addresses: Vec<u64>,

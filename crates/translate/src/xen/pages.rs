@@ -1,9 +1,13 @@
 //! Memory that a Xen domain has outside its RAM: the pages that Xen and its toolstack talk through, video memory,
 //! option ROMs, ACPI tables.
 
-use std::{borrow::Cow, collections::BTreeMap, ops::Range};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
-use hyperferry_vm_model::{PAGE_SIZE, Vm};
+use hyperferry_vm_model::{GuestConfig, PAGE_SIZE, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::libxc::HvmParams;
 
@@ -37,24 +41,33 @@ pub(super) const PARAMS: [(u64, u64); 10] = [
 ];
 
 /// Pages by their frames.
-type Pages<'a> = BTreeMap<u64, Cow<'a, [u8]>>;
+pub(super) type Pages<'a> = BTreeMap<u64, Cow<'a, [u8]>>;
 
-/// Every page outside RAM that the domain must have, by its frame: the guest's own, and those that it lacks.
+const ZEROS: &[u8] = &[0; PAGE];
+
+/// The video memory at `base` that libxl gives an adapter and QEMU does not.
+pub(super) fn more_video(config: &GuestConfig, base: u64) -> Pages<'static> {
+    let frames = (base + config.video_memory) / PAGE_SIZE..(base + video::memory(config)) / PAGE_SIZE;
+    frames.map(|pfn| (pfn, ZEROS.into())).collect()
+}
+
+/// The pages outside RAM that the domain must have and has not got, by their frames: the guest's own that were held, and
+/// those that it lacks.
 pub(super) fn outside<'a>(
     vm: &Vm,
     held: &'a HeldPages,
+    written: &BTreeSet<u64>,
     params: &HvmParams,
     report: &mut Report,
 ) -> Pages<'a> {
-    const ZEROS: &[u8] = &[0; PAGE];
     let all =
         held.iter().map(|(pfn, page)| (pfn, page.into())).chain(held.zeros().map(|pfn| (pfn, ZEROS.into())));
     let (roms, mut pages): (Pages<'a>, Pages<'a>) =
         all.partition(|(pfn, _)| FIRMWARE.contains(&pfn.saturating_mul(PAGE_SIZE)));
-    let had = pages.len();
+    let had = pages.len() + written.len();
     let mut made = 0_u64;
     let mut make = |pages: &mut Pages<'a>, frames: Range<u64>| {
-        for pfn in frames {
+        for pfn in frames.filter(|pfn| !written.contains(pfn)) {
             pages.entry(pfn).or_insert_with(|| {
                 made += 1;
                 ZEROS.into()
@@ -91,6 +104,8 @@ fn identity_page_table() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use hyperferry_vm_model::VgaKind;
+
     use super::*;
 
     #[test]
@@ -98,7 +113,8 @@ mod tests {
         let mut held = HeldPages::default();
         held.put(0xfffff, &[1; PAGE]);
         held.put(0xfd000, &[0; PAGE]);
-        let pages = outside(&Vm::default(), &held, &HvmParams::default(), &mut Report::default());
+        let pages =
+            outside(&Vm::default(), &held, &BTreeSet::new(), &HvmParams::default(), &mut Report::default());
         assert!(pages.contains_key(&0xfd000) && !pages.contains_key(&0xfffff));
     }
 
@@ -110,9 +126,25 @@ mod tests {
                 .to_vec(),
         };
         let held = HeldPages::default();
-        let pages = outside(&Vm::default(), &held, &params, &mut Report::default());
+        let pages = outside(&Vm::default(), &held, &BTreeSet::new(), &params, &mut Report::default());
         assert_eq!(pages.keys().copied().collect::<Vec<_>>(), (0xfeff0..0xff000).collect::<Vec<_>>());
         let identity = &pages[&0xfeffe];
         assert_eq!((&identity[..4], &identity[4092..]), (&[0xe7, 0, 0, 0][..], &[0xe7, 0, 0xc0, 0xff][..]));
+    }
+
+    #[test]
+    fn pages_that_are_there_are_not_made_again() {
+        let written = BTreeSet::from([0xfeff0, 0xfeff1]);
+        let (held, params) = (HeldPages::default(), HvmParams::default());
+        let pages = outside(&Vm::default(), &held, &written, &params, &mut Report::default());
+        assert_eq!(pages.keys().copied().collect::<Vec<_>>(), (0xfeff2..0xff000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_cirrus_adapter_has_more_memory_in_xen() {
+        let config = |vga| GuestConfig { vga, video_memory: 4 << 20, ..GuestConfig::default() };
+        let more = more_video(&config(VgaKind::Cirrus), 0xfa00_0000);
+        assert_eq!(more.keys().copied().collect::<Vec<_>>(), (0xfa400..0xfa800).collect::<Vec<_>>());
+        assert!(more_video(&config(VgaKind::Std), 0xfa00_0000).is_empty());
     }
 }

@@ -1,12 +1,16 @@
 //! The model to a Xen save stream, written as memory comes in.
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use hyperferry_vm_model::{PAGE_SIZE, Vm};
 use hyperferry_wire::PAGE_SIZE as PAGE;
 use hyperferry_xen_stream::{Event, StreamWriter, libxc, libxl, xl};
 
-use super::{HeldPages, Relocation, Target, Template, config, domain, emulator, judge, pages, video};
+use super::{
+    HeldPages, Relocation, Target, Template, config, domain, emulator, judge,
+    pages::{self, Pages},
+    video,
+};
 use crate::{Error, Result, refusal::Policy, report::Report};
 
 const STAGE: &str = "model -> Xen";
@@ -31,6 +35,8 @@ pub struct XenSink<'a, W: Write> {
     destination: Destination<'a>,
     outline: Vm,
     entries: Vec<libxc::PfnEntry>,
+    /// Frames outside RAM that the domain has got.
+    outside: BTreeSet<u64>,
 }
 
 impl<'a, W: Write> XenSink<'a, W> {
@@ -52,7 +58,8 @@ impl<'a, W: Write> XenSink<'a, W> {
         }
         writer.write(&Event::Libxc(libxc::Record::StaticDataEnd))?;
         Error::unless_allowed(report)?;
-        Ok(Self { writer, destination, outline: outline.clone(), entries: Vec::with_capacity(BATCH) })
+        let (outline, entries) = (outline.clone(), Vec::with_capacity(BATCH));
+        Ok(Self { writer, destination, outline, entries, outside: BTreeSet::new() })
     }
 
     /// Bytes written so far.
@@ -60,8 +67,19 @@ impl<'a, W: Write> XenSink<'a, W> {
         self.writer.offset()
     }
 
-    /// Writes pages of RAM: one address each, and the pages in the same order.
+    /// Writes the video memory that the guest has at the destination only, where the place of all of it is known by now.
+    pub fn more_video(&mut self, base: u64) -> Result<()> {
+        let pages = pages::more_video(&self.outline.config, base);
+        self.outside.extend(pages.keys());
+        self.write_outside(pages)
+    }
+
+    /// Writes pages: one address each, and the pages in the same order. Of those outside RAM it takes note: the end has
+    /// the others.
     pub fn pages(&mut self, addresses: &[u64], data: &[u8]) -> Result<()> {
+        let layout = &self.outline.memory;
+        let outside = addresses.iter().filter(|address| layout.ram_offset(**address).is_none());
+        self.outside.extend(outside.map(|address| address / PAGE_SIZE));
         // Where VGA's window is, Xen has no RAM: a page there would hide the adapter.
         if addresses.iter().any(|address| pages::VGA_WINDOW.contains(address)) {
             for (address, page) in addresses.iter().zip(data.chunks(PAGE)) {
@@ -91,7 +109,18 @@ impl<'a, W: Write> XenSink<'a, W> {
         Ok(())
     }
 
-    /// Writes the pages outside RAM, the state and the end; gives the output back.
+    /// In as few records as can be: for each, the receiver asks Xen for memory and maps it.
+    fn write_outside(&mut self, pages: Pages<'_>) -> Result<()> {
+        let pages: Vec<_> = pages.into_iter().collect();
+        for pages in pages.chunks(libxc::PAGES_PER_CHUNK) {
+            let addresses: Vec<_> = pages.iter().map(|(pfn, _)| pfn.saturating_mul(PAGE_SIZE)).collect();
+            let data: Vec<_> = pages.iter().flat_map(|(_, page)| page.iter().copied()).collect();
+            self.batch(&addresses, &data)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pages outside RAM that are not yet there, the state and the end; gives the output back.
     pub fn finish(mut self, vm: &Vm, held: &HeldPages, report: &mut Report) -> Result<W> {
         let template = self.destination.template;
         let target = Target {
@@ -107,12 +136,10 @@ impl<'a, W: Write> XenSink<'a, W> {
         let tsc_info = domain::tsc_info(vm, report);
         let context = domain::context(vm, template, &target, report);
         let emulator = emulator::localise(vm, template, self.destination.policy, report)?;
-        let outside = pages::outside(vm, held, &params, report);
+        let outside = pages::outside(vm, held, &self.outside, &params, report);
         Error::unless_allowed(report)?;
 
-        for (pfn, page) in &outside {
-            self.batch(&[pfn.saturating_mul(PAGE_SIZE)], page)?;
-        }
+        self.write_outside(outside)?;
         report.record(STAGE, "PAGE_DATA").carried(&["pages"]);
         for record in [
             libxc::Record::X86TscInfo(tsc_info),
