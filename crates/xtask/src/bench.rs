@@ -4,6 +4,8 @@
 //! * The relay: the stream comes in by one socket and the translated one goes out by another, as between `xl migrate` and
 //!   QEMU; beside `cat`, which only copies, with the same sockets and in the same steps of 128 KiB.
 //! * The end of a live move: what of the time in which the guest stands still is the receiver's.
+//! * The way back: `hyperferry send` of a QEMU's guest into a pipe, as to `xl migrate-receive`; beside `cat`, which
+//!   passes on what the same QEMU sends by itself.
 //! * The relay again with a guest several times as large, of which only a part was ever written: its memory must not
 //!   grow with the guest's.
 //!
@@ -13,8 +15,10 @@
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people")]
 
 mod hand_over;
+pub(crate) mod receiver;
 mod relay;
 mod stream;
+mod way_back;
 
 use crate::sh::{command, step};
 use crate::{ci, qemu};
@@ -24,9 +28,10 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use stream::Size;
+use way_back::Guest;
 
 /// What every round converts.
 const LARGE: Size = Size { memory_kib: 2 << 20, sparse: 1 };
@@ -75,8 +80,24 @@ pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> 
     stream::enlarge(&stream, &LARGER)?;
     let larger = relay::through(bench.relay(), File::open(&stream)?)?;
     fs::remove_file(&stream)?;
+    let memory = directory.join("bench.ram");
+    step(format!("writing a guest's memory of {} MiB to {}", LARGE.memory_kib >> 10, memory.display()));
+    stream::memory(&memory, LARGE.memory_kib)?;
+    let [mut forwarded, mut sent] = [const { Vec::new() }; 2];
+    let mut send_kib = 0;
+    for round in 0..=rounds {
+        let plain = Guest::start(&bench.qemu, &memory)?.copy()?;
+        let through = Guest::start(&bench.qemu, &memory)?.send(&bench.binary)?;
+        if round > 0 {
+            forwarded.push(plain.elapsed);
+            sent.push(through.elapsed);
+            send_kib = send_kib.max(through.peak_kib);
+        }
+    }
+    fs::remove_file(&memory)?;
 
-    let [cp, conversion, copy, relayed] = [cp, conversion, copy, relayed].map(median);
+    let [cp, conversion, copy, relayed, forwarded, sent] =
+        [cp, conversion, copy, relayed, forwarded, sent].map(median);
     let [state, loaded, running] = [state, loaded, running].map(|times| median(times).as_secs_f64() * 1e3);
     let row = |what: &str, took: Duration, than: Duration, whom: &str| {
         let rate = bytes as f64 / 1e6 / took.as_secs_f64();
@@ -88,7 +109,10 @@ pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> 
     row("hyperferry convert", conversion, cp, "cp");
     row("cat", copy, copy, "cat");
     row("hyperferry relay", relayed, copy, "cat");
-    println!("peak memory         convert {} MiB, relay {} MiB", convert_kib >> 10, relay_kib >> 10);
+    row("cat from QEMU", forwarded, forwarded, "cat");
+    row("hyperferry send", sent, forwarded, "cat");
+    let [convert, relay, send] = [convert_kib, relay_kib, send_kib].map(|kib| kib >> 10);
+    println!("peak memory         convert {convert} MiB, relay {relay} MiB, send {send} MiB");
     let gib = LARGER.memory_kib >> 20;
     println!("                    relay of a guest with {gib} GiB {} MiB", larger.peak_kib >> 10);
     println!("device state        {state:.2} ms for 8 vCPUs, last page to last byte");
@@ -147,6 +171,10 @@ fn finish(mut child: Child) -> Result<u64> {
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(peak_kib)
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a thread of the benchmark panicked"))
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -43,8 +43,8 @@ enum Task {
     },
     /// Rewrite the golden dumps beside the fixtures with what `hyperferry inspect` prints now.
     Golden,
-    /// Convert a stream of 2 GB beside `cp` of the same file, and relay it beside `cat`, in turns; prints the ratios, peak
-    /// memory and state time.
+    /// Convert a stream of 2 GB beside `cp` of the same file, relay it beside `cat`, and send a guest of 2 GB to Xen beside
+    /// `cat` of what its QEMU sends, in turns; prints the ratios, peak memory and state time.
     Bench {
         /// How often each is run; a first round that warms up does not count.
         #[arg(long, default_value_t = 5)]
@@ -55,6 +55,12 @@ enum Task {
         /// A program in the place of this checkout's own, to compare the two.
         #[arg(long)]
         hyperferry: Option<std::path::PathBuf>,
+    },
+    /// What `bench` sends guests to.
+    #[command(hide = true)]
+    Receiver {
+        /// Where the time goes that the stream took.
+        took: std::path::PathBuf,
     },
     /// Everything that continuous integration checks: format, lints, test, lab test.
     Ci,
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Golden => ci::golden(),
         Task::Bench { rounds, directory, hyperferry } => bench::run(rounds, &directory, hyperferry),
+        Task::Receiver { took } => bench::receiver::run(&took),
         Task::Ci => ci::ci(),
         Task::Fixtures(action) => fixtures::act(action),
     };

@@ -1,6 +1,6 @@
 //! Streams through sockets: a feeder, what is measured, and a sink.
 
-use super::{Taken, finish};
+use super::{Taken, finish, joined};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// The step in which everybody here reads and writes: the relay's own (`crates/relay/src/lane.rs`), and that of `cat`.
-const STEP: usize = 128 << 10;
+pub(super) const STEP: usize = 128 << 10;
 
 /// A command between two sockets.
 pub(super) fn through(mut command: Command, from: File) -> Result<Taken> {
@@ -42,21 +42,18 @@ fn feed(mut from: File) -> Result<(UnixStream, JoinHandle<Result<()>>)> {
     Ok((theirs, writer))
 }
 
-/// Reads a socket to its end, and says how long that took from the first byte: what a relay does before it has anything
-/// to say, such as asking QEMU for a template, is not its throughput.
 fn sink() -> Result<(UnixStream, JoinHandle<Result<Duration>>)> {
-    let (mut ours, theirs) = UnixStream::pair()?;
-    let reader = thread::spawn(move || {
-        let mut buffer = vec![0; STEP];
-        let mut began = None;
-        while ours.read(&mut buffer)? > 0 {
-            began.get_or_insert_with(Instant::now);
-        }
-        Ok(began.context("the relay wrote nothing")?.elapsed())
-    });
-    Ok((theirs, reader))
+    let (ours, theirs) = UnixStream::pair()?;
+    Ok((theirs, thread::spawn(|| drain(ours))))
 }
 
-fn joined<T>(thread: JoinHandle<T>) -> Result<T> {
-    thread.join().map_err(|_| anyhow::anyhow!("a thread of the benchmark panicked"))
+/// Reads to the end, and says how long that took from the first byte: what a relay does before it has anything to say,
+/// such as asking QEMU for a template, is not its throughput.
+pub(super) fn drain(mut from: impl Read) -> Result<Duration> {
+    let mut buffer = vec![0; STEP];
+    let mut began = None;
+    while from.read(&mut buffer)? > 0 {
+        began.get_or_insert_with(Instant::now);
+    }
+    Ok(began.context("nothing came")?.elapsed())
 }

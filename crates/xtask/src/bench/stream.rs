@@ -82,7 +82,7 @@ pub(super) fn enlarge(path: &Path, size: &Size) -> Result<()> {
 
 /// PAGE_DATA for memory, with bytes that no two pages share.
 fn write_memory(out: &mut impl Write, size: &Size) -> Result<()> {
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut noise = Noise::default();
     for first in (0..size.memory_kib / 4).step_by(BATCH * size.sparse) {
         let behind_the_hole = |pfn: u64| if pfn < HOLE.start { pfn } else { pfn - HOLE.start + HOLE.end };
         let pages = (first..first + BATCH as u64).map(behind_the_hole);
@@ -90,16 +90,43 @@ fn write_memory(out: &mut impl Write, size: &Size) -> Result<()> {
         let mut body = Vec::with_capacity(8 + pfns.len() * (8 + PAGE));
         body.extend_from_slice(&(pfns.len() as u64).to_le_bytes());
         pfns.iter().for_each(|pfn| body.extend_from_slice(&pfn.to_le_bytes()));
-        for _ in 0..pfns.len() * PAGE / 8 {
-            // xorshift64
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            body.extend_from_slice(&seed.to_le_bytes());
-        }
+        noise.append(pfns.len() * PAGE, &mut body);
         write_record(out, 1, &body)?;
     }
     Ok(())
+}
+
+/// Writes memory alone, with bytes that no two pages share.
+pub(super) fn memory(path: &Path, kib: u64) -> Result<()> {
+    let mut out = File::create(path)?;
+    let mut noise = Noise::default();
+    let mut body = Vec::new();
+    for _ in 0..kib >> 10 {
+        body.clear();
+        noise.append(1 << 20, &mut body);
+        out.write_all(&body)?;
+    }
+    Ok(())
+}
+
+/// Bytes that do not repeat: xorshift64.
+struct Noise(u64);
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Noise {
+    fn append(&mut self, count: usize, to: &mut Vec<u8>) {
+        for _ in 0..count / 8 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            to.extend_from_slice(&self.0.to_le_bytes());
+        }
+    }
 }
 
 fn write_record(out: &mut impl Write, kind: u32, body: &[u8]) -> Result<()> {
