@@ -228,7 +228,7 @@ fn normalise_xstate(
     let Some(record) = &records.xsave else {
         // XMM and x87 come from CPU.fpu_regs: both may be live, unless the vCPU has never used them.
         let used = records.cpu.as_ref().is_some_and(|cpu| cpu.flags & hvm::Cpu::FPU_INITIALISED != 0);
-        vcpu.xstate_bv = if used { 3 } else { 0 };
+        vcpu.xstate_bv = if used { xstate::X87 | xstate::SSE } else { 0 };
         if vcpu.system.cr4 & CR4_OSXSAVE != 0 {
             let available =
                 cpuid.leaf(0xd, 0).map_or(3, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
@@ -468,7 +468,7 @@ fn localise_xsave(vcpu: &Vcpu, target: &Target<'_>, report: &mut Report) -> Opti
     if vcpu.xcr0_accumulated.is_none() && !enabled {
         return None;
     }
-    let accumulated = vcpu.xcr0_accumulated.unwrap_or(0) | xcr0 | xstate::in_use(vcpu) | 1;
+    let accumulated = vcpu.xcr0_accumulated.unwrap_or(0) | xcr0 | xstate::in_use(vcpu) | xstate::X87;
     let offered = target.cpuid.leaf(0xd, 0).map_or(0, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
     let save_area = match fxsave::area(vcpu, accumulated, target.cpuid) {
         Ok(area) if accumulated & !offered == 0 || offered == 0 => area,
