@@ -402,17 +402,18 @@ fn unix_ms() -> u64 {
 mod tests {
     use super::*;
 
-    fn begin(entry: &mut Entry) {
+    fn begun(directory: &Path) -> (Journal, Entry) {
+        let journal = Journal::open(directory).unwrap();
+        let mut entry = journal.begin().unwrap();
         let from = Some("192.0.2.1".to_owned());
         entry.note(Step::Begin { guest: "web".to_owned(), uuid: None, from }).unwrap();
+        (journal, entry)
     }
 
     #[test]
     fn steps_come_back_in_order_and_the_writer_is_seen_to_live() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path().join("new")).unwrap();
-        let mut entry = journal.begin().unwrap();
-        begin(&mut entry);
+        let (journal, mut entry) = begun(&folder.path().join("new"));
         entry.note(Step::Ready { pid: Some(7) }).unwrap();
         let accounts = journal.accounts().unwrap();
         assert!(accounts[0].active && !accounts[0].may_have_run());
@@ -428,9 +429,7 @@ mod tests {
     #[test]
     fn what_was_found_at_both_ends_is_no_step_and_holds_up_to_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
-        let mut entry = journal.begin().unwrap();
-        begin(&mut entry);
+        let (journal, entry) = begun(folder.path());
         drop(entry);
         let read = || journal.accounts().unwrap().pop().unwrap();
         let mut account = read();
@@ -444,9 +443,7 @@ mod tests {
     #[test]
     fn an_account_that_is_being_written_is_not_closed() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
-        let mut entry = journal.begin().unwrap();
-        begin(&mut entry);
+        let (journal, _entry) = begun(folder.path());
         let mut account = journal.accounts().unwrap().pop().unwrap();
         assert!(!account.close(Step::Failed { why: "x".to_owned() }).unwrap());
         assert_eq!(journal.accounts().unwrap()[0].steps.len(), 1);
@@ -455,9 +452,7 @@ mod tests {
     #[test]
     fn a_line_cut_short_by_a_crash_is_a_step_not_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
-        let mut entry = journal.begin().unwrap();
-        begin(&mut entry);
+        let (journal, mut entry) = begun(folder.path());
         entry.file.write_all(br#"{"unix_ms":1,"step":"go"}"#).unwrap();
         assert!(!journal.accounts().unwrap()[0].may_have_run());
         entry.file.write_all(b"\n").unwrap();
@@ -469,9 +464,7 @@ mod tests {
     #[test]
     fn a_line_cut_short_by_a_crash_does_not_run_into_the_next() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
-        let mut entry = journal.begin().unwrap();
-        begin(&mut entry);
+        let (journal, mut entry) = begun(folder.path());
         entry.file.write_all(br#"{"unix_ms":1,"step":"lo"#).unwrap();
         drop(entry);
         let mut account = journal.accounts().unwrap().pop().unwrap();
