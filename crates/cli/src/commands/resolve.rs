@@ -145,8 +145,8 @@ async fn resolve(arguments: &Resolve, journal: &Journal) -> Result<Vec<Told>> {
     for (at, account) in accounts.iter().enumerate() {
         let mut account = account.clone();
         account.settled.take_if(|_| arguments.again);
-        let first = !accounts.iter().take(at).any(|other| is_same_guest(&account, other));
-        cases.push(Case { first, ..Case::of(account, accounts.iter().skip(at + 1)).await });
+        let (earlier, later) = (accounts.get(..at), accounts.get(at + 1..));
+        cases.push(Case::of(account, earlier.unwrap_or_default(), later.unwrap_or_default()).await);
     }
     if !arguments.offline {
         let worth = cases.iter().filter(|case| case.is_worth_asking());
@@ -191,14 +191,16 @@ async fn ask(cases: &[Case], own: &Document) -> BTreeMap<Peer, Asked> {
 }
 
 impl Case {
-    async fn of(account: Account, later: impl Iterator<Item = &Account>) -> Self {
+    async fn of(account: Account, earlier: &[Account], later: &[Account]) -> Self {
+        let first = !earlier.iter().any(|other| is_same_guest(&account, other));
         // One that came again and failed has changed nothing here.
         let failed = |other: &Account| !other.leaves() && !other.active && !other.may_have_run();
-        let mut again = later.filter(|other| is_same_guest(&account, other) && !failed(other)).peekable();
+        let counts = |other: &&Account| is_same_guest(&account, other) && !failed(other);
+        let mut again = later.iter().filter(counts).peekable();
         let superseded = again.peek().is_some();
         let told_later = again.any(|other| here::monitor(other) == here::monitor(&account));
         let qemu = if account.active || told_later { None } else { Some(Qemu::ask(&account).await) };
-        Self { stage: stage(&account), superseded, first: true, account, qemu, peer: None }
+        Self { stage: stage(&account), superseded, first, account, qemu, peer: None }
     }
 
     fn here(&self) -> Here {
@@ -353,11 +355,11 @@ mod tests {
             (account(2, &[begin(Some("1")), Step::Ready { pid: None }, failed.clone()]), false),
             (account(2, &[begin(Some("1")), Step::Go]), true),
         ] {
-            let case = Case::of(came(), [&later].into_iter()).await;
+            let case = Case::of(came(), &[], std::slice::from_ref(&later)).await;
             assert_eq!(case.superseded, superseded, "{later:?}");
             assert_eq!(case.is_worth_asking(), !superseded);
         }
-        let nameless = Case::of(account(1, &[begin(None)]), [&account(2, &[leave(None)])].into_iter()).await;
+        let nameless = Case::of(account(1, &[begin(None)]), &[], &[account(2, &[leave(None)])]).await;
         assert!(!nameless.superseded, "without a UUID nobody knows");
     }
 
@@ -386,7 +388,7 @@ mod tests {
             (vec![&left, &sending, &ready, &go, &Step::Left], Stage::LeftTold, false),
         ] {
             let steps: Vec<_> = steps.into_iter().cloned().collect();
-            let mut case = Case::of(account(1, &steps), [].into_iter()).await;
+            let mut case = Case::of(account(1, &steps), &[], &[]).await;
             assert_eq!((case.stage, case.is_worth_asking()), (stage, worth), "{steps:?}");
             case.account.active = true;
             assert!(!case.is_worth_asking(), "a move under way");
