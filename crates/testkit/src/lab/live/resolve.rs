@@ -1,6 +1,6 @@
 //! `hyperferry resolve` on the KVM host, which asks the Xen host; and what it advises, carried out.
 
-use std::time::Duration;
+use std::{thread::sleep, time::Duration};
 
 use anyhow::Result;
 use serde::Deserialize;
@@ -13,6 +13,8 @@ use crate::lab::{
 
 /// How often it is asked: an emulated host may take longer for an ssh than `resolve` waits.
 const ATTEMPTS: u32 = 6;
+/// How long a receiver may go on reading, each time it is asked.
+const DRAINS: Duration = Duration::from_secs(3);
 /// How long what it advises may fail: a copy that is about to vanish cannot be destroyed.
 const SETTLES: Duration = Duration::from_secs(30);
 
@@ -53,12 +55,15 @@ impl Command {
     }
 }
 
-/// What it says once the Xen host has answered.
+/// What it says once the Xen host has answered, and the receiver is through with what was on its way when its sender
+/// died: behind a gateway that can be megabytes.
 pub(in crate::lab) fn resolve() -> Result<String> {
     let mut said = String::new();
     for _ in 0..ATTEMPTS {
         said = run("2>&1; true")?;
-        if !said.contains("could not be asked") {
+        if said.contains("under way: wait for it") {
+            sleep(DRAINS);
+        } else if !said.contains("could not be asked") {
             break;
         }
     }
