@@ -68,7 +68,7 @@ pub(super) fn left(account: &Account, state: Option<&str>, reach: Option<&[Strin
     let begun = account.steps.iter().any(|(_, step)| matches!(step, Step::Sending { .. }));
     let half = if begun { half(reach, guest) } else { String::new() };
     match (last, state) {
-        (Some(Step::Left), None) => format!("  at the destination: it said so itself; to be sure: {there}"),
+        (Some(Step::Left), None) => format!("  at the destination: it said so itself; to be sure, {there}"),
         (Some(Step::Left), Some("running")) => format!(
             "  at the destination: it said so itself, and a copy runs here, which must not{pid}: send `quit` to {monitor}"
         ),
