@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::{
     process::{Child, Command},
     time::timeout,
@@ -18,6 +19,12 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long one may take whose guest runs.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Room in the pipe for one record of pages, the most that any user may ask for by default (pipe(7)).
+///
+/// A record is collected before it is written. With room for all of it the destination reads while we collect the next;
+/// with the usual 64 KiB either waits for the other.
+const PIPE: usize = 1 << 20;
 
 /// The terminal's Ctrl-C is ours to obey: an ssh that dies of it behind "go" would leave nobody knowing what became
 /// of the guest. Ignored signals stay ignored across `exec`, and ssh keeps them so.
@@ -37,6 +44,9 @@ impl Receiver {
         let made = |source| Error::System { doing: "making a pipe", source };
         let (stdin, to) = pipe().map_err(made)?;
         let (from, stdout) = pipe().map_err(made)?;
+        if let Err(error) = fcntl_setpipe_size(&to, PIPE) {
+            tracing::debug!(%error, "the pipe to the destination keeps its size");
+        }
         let child = Command::new("sh")
             .args(["-c", SHIELD, "sh"])
             .args(command)
