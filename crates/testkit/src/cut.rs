@@ -41,8 +41,8 @@ pub const GO: &[u8] = b"domain is yours, you are cleared to unpause\0";
 /// What the receiver says before the byte that tells how it went.
 pub const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
-/// Pages in steps of a MiB: by the second, the receiver has read the first.
-const STEPS_BEFORE_PAGES: u32 = 2;
+/// Pages that have passed before it is said so: 2 MiB, more than lies in the pipes and sockets of a host.
+const MANY_PAGES: u64 = 512;
 
 /// A moment of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ pub enum Phase {
     Banner,
     /// The guest's configuration has passed.
     Configuration,
-    /// More than a MiB of its pages has.
+    /// Two MiB of its pages have.
     Pages,
     /// The state of its processors and platform has.
     State,
@@ -170,7 +170,7 @@ fn stream(
     reached: impl Fn(Phase) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut reader = StreamReader::new(Tee { from, to });
-    let (mut steps, mut last_pfn, mut memory) = (0, u64::MAX, Memory::default());
+    let (mut last_pfn, mut memory) = (u64::MAX, Memory::default());
     while let Ok(Some(event)) = reader.next_event() {
         let ended = matches!(&event, Event::Libxl(record) if record.name() == "END");
         match &event {
@@ -182,9 +182,9 @@ fn stream(
                 }
             }
             Event::Pages(chunk) => {
+                let before = memory.pages;
                 memory.pages += chunk.entries.len() as u64;
-                steps += 1;
-                if steps == STEPS_BEFORE_PAGES {
+                if before < MANY_PAGES && memory.pages >= MANY_PAGES {
                     reached(Phase::Pages)?;
                 }
             }
@@ -278,5 +278,7 @@ mod tests {
             pass(|phase| if phase == Phase::State { Then::Sever } else { Then::Pass });
         assert!(at_receiver.len() < sent().len() && sent().starts_with(&at_receiver));
         assert!(!seen.contains(&Phase::Go));
+        let (at_receiver, ..) = pass(|phase| if phase == Phase::Pages { Then::Sever } else { Then::Pass });
+        assert!(at_receiver.len() > 2 << 20 && at_receiver.len() < 3 << 20, "{}", at_receiver.len());
     }
 }
