@@ -5,6 +5,10 @@ use hyperferry_wire::{Cursor, Endian, Error, ErrorKind, Result, StreamPath};
 /// The largest piece that the reader holds at once, apart from the device state: one batch of pages.
 pub(crate) const WINDOW: usize = 1 << 20;
 
+/// Most bytes read at once: they are still in a cache when they are parsed and passed on, and whoever sends them has room
+/// again meanwhile.
+const READ: usize = 128 << 10;
+
 /// A sliding view of the stream: bytes are parsed where the operating system put them.
 ///
 /// [`Source`](hyperferry_wire::Source) hands out exact pieces; RAM wants the opposite, whatever has arrived,
@@ -61,7 +65,8 @@ impl<R: Read> Window<R> {
             self.buffer.resize(self.end + WINDOW, 0);
         }
         loop {
-            let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+            let end = self.buffer.len().min(self.end + READ);
+            let room = self.buffer.get_mut(self.end..end).unwrap_or_default();
             match self.reader.read(room) {
                 Ok(found) => {
                     self.end += found;

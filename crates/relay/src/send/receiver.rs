@@ -20,7 +20,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one may take whose guest runs.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Room in the pipe for one record of pages, the most that any user may ask for by default (pipe(7)).
+/// Room in the pipe for a few records of pages, the most that any user may ask for by default (pipe(7)).
 ///
 /// A record is collected before it is written. With room for all of it the destination reads while we collect the next;
 /// with the usual 64 KiB either waits for the other.
