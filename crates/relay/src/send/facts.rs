@@ -413,8 +413,8 @@ fn places(pci: &Value) -> BTreeMap<String, u64> {
             region.get("bar").and_then(Value::as_u64) == Some(0)
                 && region.get("type").and_then(Value::as_str) == Some("memory")
         });
-        // A range that is switched off is at -1.
-        let base = memory?.get("address")?.as_u64()?;
+        // A range that is switched off is at -1; no processor addresses more than 52 bits.
+        let base = memory?.get("address")?.as_u64().filter(|base| base >> 52 == 0)?;
         (class >> 8 == DISPLAY).then(|| (format!("{address}/vga.vram"), base))
     });
     found.collect()
@@ -551,6 +551,7 @@ mod tests {
         let there = BTreeMap::from([("0000:00:02.0/vga.vram".to_owned(), 0xfd00_0000)]);
         assert_eq!(answer(0x300, "memory", 0xfd00_0000), there);
         assert_eq!(answer(0x300, "memory", -1), BTreeMap::new(), "switched off");
+        assert_eq!(answer(0x300, "memory", 1 << 52), BTreeMap::new(), "nowhere");
         assert_eq!(answer(0x200, "memory", 0xfd00_0000), BTreeMap::new(), "a network card");
         assert_eq!(answer(0x300, "io", 0xc000), BTreeMap::new());
         assert_eq!(places(&json!([])), BTreeMap::new());
