@@ -189,7 +189,7 @@ pub(crate) struct Verify {
 /// Arguments of `convert`.
 #[derive(Args, Debug)]
 pub(crate) struct Convert {
-    /// Stream to read: of Xen, or a checkpoint
+    /// Stream to read: of Xen, of QEMU, or a checkpoint
     #[arg(value_name = "IN")]
     pub(crate) input: PathBuf,
     /// File to write; it appears only when all of it is there
@@ -265,7 +265,7 @@ pub(crate) struct LibvirtXml {
 /// Arguments of `land`.
 #[derive(Args, Debug)]
 pub(crate) struct Land {
-    /// Stream to read: of Xen, or a checkpoint
+    /// Stream to read: of Xen, of QEMU, or a checkpoint
     #[arg(value_name = "IN")]
     pub(crate) input: PathBuf,
     /// QEMU on this host
@@ -297,7 +297,7 @@ pub(crate) struct Land {
 /// Arguments of `diff`.
 #[derive(Args, Debug)]
 pub(crate) struct Diff {
-    /// The left VM: a Xen stream or a checkpoint
+    /// The left VM: a stream of Xen or QEMU, or a checkpoint
     #[arg(value_name = "A")]
     pub(crate) left: PathBuf,
     /// The right VM
