@@ -83,23 +83,21 @@ pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> 
     let memory = directory.join("bench.ram");
     step(format!("writing a guest's memory of {} MiB to {}", LARGE.memory_kib >> 10, memory.display()));
     stream::memory(&memory, LARGE.memory_kib)?;
-    let [mut forwarded, mut with_room, mut sent] = [const { Vec::new() }; 3];
+    let [mut forwarded, mut sent] = [const { Vec::new() }; 2];
     let mut send_kib = 0;
     for round in 0..=rounds {
-        let plain = Guest::start(&bench.qemu, &memory)?.copy(way_back::USUAL)?;
-        let roomy = Guest::start(&bench.qemu, &memory)?.copy(way_back::LARGE)?;
+        let plain = Guest::start(&bench.qemu, &memory)?.copy()?;
         let through = Guest::start(&bench.qemu, &memory)?.send(&bench.binary)?;
         if round > 0 {
             forwarded.push(plain.elapsed);
-            with_room.push(roomy.elapsed);
             sent.push(through.elapsed);
             send_kib = send_kib.max(through.peak_kib);
         }
     }
     fs::remove_file(&memory)?;
 
-    let [cp, conversion, copy, relayed, forwarded, with_room, sent] =
-        [cp, conversion, copy, relayed, forwarded, with_room, sent].map(median);
+    let [cp, conversion, copy, relayed, forwarded, sent] =
+        [cp, conversion, copy, relayed, forwarded, sent].map(median);
     let [state, loaded, running] = [state, loaded, running].map(|times| median(times).as_secs_f64() * 1e3);
     let row = |what: &str, took: Duration, than: Duration, whom: &str| {
         let rate = bytes as f64 / 1e6 / took.as_secs_f64();
@@ -112,7 +110,6 @@ pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> 
     row("cat", copy, copy, "cat");
     row("hyperferry relay", relayed, copy, "cat");
     row("cat from QEMU", forwarded, forwarded, "cat");
-    row("cat, larger pipe", with_room, forwarded, "cat");
     row("hyperferry send", sent, forwarded, "cat");
     let [convert, relay, send] = [convert_kib, relay_kib, send_kib].map(|kib| kib >> 10);
     println!("peak memory         convert {convert} MiB, relay {relay} MiB, send {send} MiB");

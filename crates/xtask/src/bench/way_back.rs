@@ -1,9 +1,9 @@
 //! The way back: a QEMU sends its guest through `hyperferry send`, and as it is through `cat`.
 //!
 //! Both have the same surroundings: QEMU writes into a UNIX socket as fast as it goes, the guest stands still, and what
-//! is measured writes into a pipe. `hyperferry send` gives its pipe more room than pipes have; so `cat` is measured with
-//! either. A QEMU that has sent its guest does not send it again, so each way has its own. The guest's memory is a file
-//! that all of them map; its firmware finds nothing to boot, and waits.
+//! is measured writes into a pipe with the room that `hyperferry send` gives its own. A QEMU that has sent its guest does
+//! not send it again, so each way has its own. The guest's memory is a file that both of them map; its firmware finds
+//! nothing to boot, and waits.
 
 use super::{Taken, finish, joined, relay};
 use crate::sh::command;
@@ -25,10 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_secs(3);
 /// As `hyperferry send` has it where nobody asks for less, bytes a second.
 const BANDWIDTH: u64 = 1 << 40;
-
-/// Room in a pipe, bytes: what it has if nobody asks for more, and what `hyperferry send` asks for.
-pub(super) const USUAL: usize = 64 << 10;
-pub(super) const LARGE: usize = 1 << 20;
+/// Room in the pipe that `hyperferry send` makes (`crates/relay/src/send/receiver.rs`).
+const PIPE: usize = 1 << 20;
 
 /// A guest in a QEMU of its own.
 pub(super) struct Guest {
@@ -71,8 +69,8 @@ impl Guest {
         Ok(Taken { elapsed, peak_kib })
     }
 
-    /// Sends it as it is, into a pipe with so much room.
-    pub(super) fn copy(self, room: usize) -> Result<Taken> {
+    /// Sends it as it is, through `cat`.
+    pub(super) fn copy(self) -> Result<Taken> {
         let stream = self.file("stream");
         let listener = UnixListener::bind(&stream)?;
         let mut monitor = self.monitor()?;
@@ -80,7 +78,7 @@ impl Guest {
         monitor.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
         monitor.execute("migrate", json!({ "uri": format!("unix:{}", stream.display()) }))?;
         let (from, to) = pipe()?;
-        fcntl_setpipe_size(&to, room)?;
+        fcntl_setpipe_size(&to, PIPE)?;
         let sink = thread::spawn(|| relay::drain(from));
         let mut cat = Command::new("cat");
         cat.stdin(OwnedFd::from(listener.accept()?.0)).stdout(to).stderr(Stdio::piped());
