@@ -105,6 +105,7 @@ impl MappedBlock {
                 return Err(Error::new(path.clone(), window.offset(), kind));
             }
         }
+        let first = window.offset();
         let whole = (window.available().len().min(WINDOW) / PAGE_SIZE).min(self.pages - self.next);
         for index in 0..whole {
             let number = self.next + index;
@@ -114,7 +115,8 @@ impl MappedBlock {
                 _ => PageContent::Zero,
             };
             let offset = number as u64 * PAGE_SIZE as u64;
-            pages.push(RamPage { block: self.block, offset, continues: true, content });
+            let at = first + start as u64;
+            pages.push(RamPage { at, block: self.block, offset, continues: true, content });
         }
         self.next += whole;
         Ok(Some(whole * PAGE_SIZE))

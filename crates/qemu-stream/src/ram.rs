@@ -62,6 +62,8 @@ pub struct RamStart {
 /// One page of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamPage {
+    /// Where it begins in the stream.
+    pub at: u64,
     /// Which block, by its position in the START section.
     pub block: usize,
     /// Byte offset in the block.
@@ -180,7 +182,7 @@ impl Scanner {
                 }
                 _ => PageContent::Data(start..start + length),
             };
-            pages.push(RamPage { block, offset: page_offset, continues, content });
+            pages.push(RamPage { at: here, block, offset: page_offset, continues, content });
             self.current = Some(block);
             at = start + length;
         }
@@ -272,6 +274,7 @@ mod tests {
         assert_eq!(found.unwrap(), Scan::End(end));
         assert_eq!(pages[0].content, PageContent::Data(16..16 + PAGE_SIZE));
         assert_eq!((pages[1].block, pages[1].offset, &pages[1].content), (1, 0x2000, &PageContent::Zero));
+        assert_eq!((pages[0].at, pages[1].at), (0x100, 0x100 + 16 + PAGE_SIZE as u64));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(super) fn show<W: Write>(reader: impl Read, printer: &mut Printer<W>) -> Res
                     fields,
                 ))?;
             }
-            Some(Event::RamPages(chunk)) => count(&chunk, &blocks, offset, &mut pages, printer)?,
+            Some(Event::RamPages(chunk)) => count(&chunk, &blocks, &mut pages, printer)?,
             Some(Event::RamSectionEnd { .. }) => end_run(&mut pages, printer)?,
             Some(Event::DeviceState(state)) => devices(&state, offset, printer)?,
         }
@@ -123,11 +123,11 @@ struct Pages {
 fn count<W: Write>(
     chunk: &RamChunk<'_>,
     blocks: &[RamBlock],
-    offset: u64,
     pages: &mut Vec<Pages>,
     printer: &mut Printer<W>,
 ) -> Result<()> {
-    for (block, at, data) in chunk.iter() {
+    for page in chunk.pages() {
+        let block = page.block;
         let index = match pages.iter().position(|pages| pages.block == block) {
             Some(index) if pages.get(index).is_some_and(|pages| pages.frames.is_full()) => {
                 end_run(pages, printer)?;
@@ -137,11 +137,11 @@ fn count<W: Write>(
         };
         if index.is_none() {
             let name = blocks.get(block).map(|block| block.name.clone()).unwrap_or_default();
-            pages.push(Pages { block, name, offset, zeros: 0, frames: Run::default() });
+            pages.push(Pages { block, name, offset: page.at, zeros: 0, frames: Run::default() });
         }
         let Some(pages) = pages.iter_mut().find(|pages| pages.block == block) else { continue };
-        pages.frames.frame(at / PAGE_SIZE as u64);
-        match data {
+        pages.frames.frame(page.offset / PAGE_SIZE as u64);
+        match chunk.data(page) {
             Some(data) => pages.frames.data(1, data),
             None => pages.zeros += 1,
         }
