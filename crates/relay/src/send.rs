@@ -172,8 +172,11 @@ impl Departure {
     async fn give(&mut self, entry: &mut Entry) -> Result<()> {
         self.progress.enter(Phase::HandOver);
         entry.note(Step::Ready { pid: None })?;
-        if !self.guest.is_dead() {
-            self.guest.let_go().await?;
+        if !self.guest.is_dead()
+            && let Err(error) = self.guest.let_go().await
+            && !self.guest.is_dead()
+        {
+            return Err(error);
         }
         entry.note(Step::Go)?;
         self.progress.enter(Phase::Resume);

@@ -262,8 +262,7 @@ impl Guest {
     pub(super) fn is_dead(&self) -> bool {
         let Some(pid) = self.pid.filter(|_| self.stopped.is_some()) else { return false };
         match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            // One that nobody has waited for yet.
-            Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z')),
+            Ok(stat) => is_exiting(&stat),
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
@@ -398,10 +397,42 @@ fn gone(error: qmp::Error) -> Error {
     }
 }
 
+/// Whether a process is at its end, by `/proc/PID/stat` (proc_pid_stat(5)): it closes its sockets some time before it is
+/// gone, and is there still until somebody has waited for it.
+fn is_exiting(stat: &str) -> bool {
+    /// `PF_EXITING` (Linux 6.12, include/linux/sched.h).
+    const EXITING: u32 = 4;
+    // The name may have anything in it. Behind it: state, five numbers, flags.
+    let flags = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
 fn under_way(status: &str) -> bool {
     !matches!(status, "" | "none" | "completed" | "failed" | "cancelled")
 }
 
 fn text(value: &Value, key: &str) -> String {
     value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_at_its_end_before_it_is_gone() {
+        let stat = |state: char, flags: u32| format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 1051 0 0");
+        assert!(!is_exiting(&stat('S', 0x40_0100)) && !is_exiting(&stat('R', 0x40_0040)));
+        assert!(is_exiting(&stat('R', 0x40_0104)), "between the end of its sockets and its own");
+        assert!(is_exiting(&stat('Z', 0x40_804c)), "nobody has waited for it");
+        assert!(!is_exiting("7 (a"));
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(!is_exiting(&own));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let of_child = format!("/proc/{}/stat", child.id());
+        while !is_exiting(&std::fs::read_to_string(&of_child).unwrap()) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
 }
