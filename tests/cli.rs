@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{command, finish, pipe, plain, run, slim};
+use std::os::{fd::OwnedFd, unix::net::UnixDatagram};
+
+use common::{command, finish, pipe, plain, run, slim, text};
 use hyperferry_translate::refusal;
 
 #[test]
@@ -63,6 +65,30 @@ fn a_qemu_that_is_not_there_is_code_5_with_a_remedy() {
     pipe(&["land", "-", "--accel", "tcg", "--qemu", "/nowhere/q"], &stream)
         .expect(5)
         .says("cannot start /nowhere/q");
+}
+
+#[test]
+fn words_come_in_whole_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    std::fs::write(&input, slim(&plain())).unwrap();
+    for progress in ["plain", "json"] {
+        // A datagram for each write.
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let mut convert = command(&["convert", text(&input), text(&output), "--to", "model", "-v"]);
+        convert.args(["--progress", progress]).stderr(OwnedFd::from(theirs));
+        assert!(convert.status().unwrap().success());
+        drop(convert);
+        ours.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        let mut count = 0;
+        while let Ok(length @ 1..) = ours.recv(&mut buffer) {
+            let written = String::from_utf8_lossy(&buffer[..length]);
+            assert!(written.ends_with('\n'), "{progress}: {written}");
+            count += 1;
+        }
+        assert!(count > 2, "{progress}: {count}");
+    }
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::io::{self, BufWriter, Write};
 
 use crate::exit::{Error, Result};
 
-/// Says a line on standard error. Where nobody is left to hear it (an ssh that is gone) `eprintln!` would end us, and the
-/// guest with us.
+/// Says a line on standard error, in one write: a gateway and the receiver behind it may share the terminal. Where nobody is
+/// left to hear it (an ssh that is gone) `eprintln!` would end us, and the guest with us.
 macro_rules! say {
     ($($words:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($words)*);
+        let _ = std::io::stderr().write_all(format!("{}\n", format_args!($($words)*)).as_bytes());
     }};
 }
 
