@@ -15,7 +15,7 @@
 //! `completed` only after its run state has left `inmigrate`.
 
 use std::{
-    io::{BufWriter, Write},
+    io::Write,
     os::{fd::AsFd, unix::net::UnixStream},
     process::ExitStatus,
     sync::{
@@ -116,11 +116,10 @@ impl Waiting {
         // Ours to the end: a producer that fails must not end the stream before it could say why.
         let held = ours.try_clone().map_err(Error::system("holding the stream"))?;
         let broken = Arc::new(AtomicBool::new(false));
-        let metered = MeteredWriter::new(ours, self.progress.clone(), Arc::clone(&broken));
+        let mut out = MeteredWriter::new(ours, self.progress.clone(), Arc::clone(&broken));
         let lane = lane::spawn("stream", move || {
-            let mut buffered = BufWriter::with_capacity(lane::STEP, metered);
-            let made = produce(&mut buffered).map_err(Into::into)?;
-            buffered.flush()?;
+            let made = produce(&mut out).map_err(Into::into)?;
+            out.flush()?;
             Ok(made)
         })?;
         let made = tokio::select! {

@@ -27,7 +27,7 @@ mod receiver;
 
 use std::{
     fmt::Display,
-    io::{self, BufWriter, Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
     sync::{
         Arc,
@@ -100,11 +100,10 @@ impl Departure {
         entry.note(Step::Sending { still: pace.still })?;
         self.progress.enter(Phase::Stream);
         let broken = Arc::new(AtomicBool::new(false));
-        let to = MeteredWriter::new(self.receiver.input()?, self.progress.clone(), Arc::clone(&broken));
+        let mut out = MeteredWriter::new(self.receiver.input()?, self.progress.clone(), Arc::clone(&broken));
         let ended = Arc::new(AtomicBool::new(false));
         let from = FromQemu { inner: self.guest.migrate(pace).await?, ended: Arc::clone(&ended) };
         let lane = lane::spawn("stream", move || {
-            let mut out = BufWriter::with_capacity(lane::STEP, to);
             let made = translate(from, &mut out).map_err(Into::into)?;
             out.flush()?;
             Ok(made)

@@ -13,8 +13,9 @@ mod shim;
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufWriter, Read, Write},
+    io::{Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -35,6 +36,7 @@ use crate::{
     BoxError, Error, Result,
     landing::{Loaded, Waiting},
     lane,
+    metered::MeteredWriter,
     progress::{Phase, Precopy, Progress},
     qemu::{Launch, Process, Scope},
     template,
@@ -287,7 +289,7 @@ impl Translation {
     }
 }
 
-/// Runs `produce` on a thread of its own, with a buffered writer that is counted in `progress`. Gives the output back.
+/// Runs `produce` on a thread of its own, with a writer that is counted in `progress`. Gives the output back.
 pub async fn write<W, T, E>(
     out: W,
     progress: &Progress,
@@ -299,13 +301,10 @@ where
     E: Into<BoxError>,
 {
     progress.enter(Phase::Stream);
-    let counted = Counted { inner: out, progress: progress.clone() };
+    let mut out = MeteredWriter::new(out, progress.clone(), Arc::default());
     let lane = lane::spawn("stream", move || {
-        let mut buffered = BufWriter::with_capacity(lane::STEP, counted);
-        let made = produce(&mut buffered).map_err(Into::into)?;
-        buffered.flush()?;
-        let counted = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
-        Ok((counted.inner, made))
+        let made = produce(&mut out).map_err(Into::into)?;
+        Ok((out.into_inner()?, made))
     })?;
     lane.result().await.map_err(Error::Stream)
 }
@@ -313,24 +312,6 @@ where
 /// What [`Progress::pages`] counts, of guest-physical addresses.
 pub fn page_numbers(addresses: &[u64]) -> impl Iterator<Item = u64> {
     addresses.iter().map(|address| address / PAGE_SIZE)
-}
-
-/// Counts what is written.
-struct Counted<W> {
-    inner: W,
-    progress: Progress,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.progress.add(count as u64);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 /// Lets the destination's QEMU write a stream without a guest.
@@ -396,6 +377,8 @@ impl From<TranslateError> for Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn refused(guest_khz: u32, host_khz: u32) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, IoSlice, Write},
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
@@ -84,6 +84,13 @@ impl Write for Output {
         match &mut self.target {
             Target::Direct(file) | Target::Unnamed(file) => file.write(bytes),
             Target::Named(temporary) => temporary.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.target {
+            Target::Direct(file) | Target::Unnamed(file) => file.write_vectored(pieces),
+            Target::Named(temporary) => temporary.write_vectored(pieces),
         }
     }
 
