@@ -1,12 +1,13 @@
 //! The destination of a move: a command with an `xl migrate-receive` at its other end.
 
 use std::{
-    io::{self, PipeReader, PipeWriter, Read, Write, pipe},
+    io::{self, PipeReader, Read, Write, pipe},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     process::Stdio,
     time::Duration,
 };
 
-use rustix::pipe::fcntl_setpipe_size;
+use rustix::net::sockopt;
 use tokio::{
     process::{Child, Command},
     time::timeout,
@@ -20,37 +21,39 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one may take whose guest runs.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Room in the pipe for a few records of pages, the most that any user may ask for by default (pipe(7)).
+/// Room in the socket for a few records of pages, bytes. Only root gets as much.
 ///
 /// A record is collected before it is written. With room for all of it the destination reads while we collect the next;
-/// with the usual 64 KiB either waits for the other.
-const PIPE: usize = 1 << 20;
+/// with the usual 208 KiB either waits for the other. It is no pipe: there the one who writes and the one who reads lock each
+/// other out for as long as either copies, and a quarter of the throughput goes.
+const ROOM: usize = 1 << 20;
 
 /// The terminal's Ctrl-C is ours to obey: an ssh that dies of it behind "go" would leave nobody knowing what became
 /// of the guest. Ignored signals stay ignored across `exec`, and ssh keeps them so.
 const SHIELD: &str = "trap '' INT QUIT HUP; exec \"$@\"";
 
-/// The receiver of a guest, at the other end of two pipes.
+/// The receiver of a guest, at the other end of a socket and a pipe.
 #[derive(Debug)]
 pub struct Receiver {
     child: Child,
-    to: Option<PipeWriter>,
+    to: Option<UnixStream>,
     from: PipeReader,
 }
 
 impl Receiver {
     /// Starts a command and talks to its standard input and output. Its standard error is ours.
     pub fn start(command: &[String]) -> Result<Self> {
-        let made = |source| Error::System { doing: "making a pipe", source };
-        let (stdin, to) = pipe().map_err(made)?;
-        let (from, stdout) = pipe().map_err(made)?;
-        if let Err(error) = fcntl_setpipe_size(&to, PIPE) {
-            tracing::debug!(%error, "the pipe to the destination keeps its size");
+        let (stdin, to) = UnixStream::pair().map_err(Error::system("making a socket pair"))?;
+        let (from, stdout) = pipe().map_err(Error::system("making a pipe"))?;
+        if let Err(error) = sockopt::set_socket_send_buffer_size_force(&to, ROOM)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&to, ROOM))
+        {
+            tracing::debug!(%error, "the socket to the destination keeps its size");
         }
         let child = Command::new("sh")
             .args(["-c", SHIELD, "sh"])
             .args(command)
-            .stdin(Stdio::from(stdin))
+            .stdin(Stdio::from(OwnedFd::from(stdin)))
             .stdout(Stdio::from(stdout))
             .spawn()
             .map_err(|source| Error::Start { program: "sh".into(), source })?;
@@ -58,10 +61,10 @@ impl Receiver {
     }
 
     /// A second handle to its standard input.
-    pub(super) fn input(&self) -> Result<PipeWriter> {
+    pub(super) fn input(&self) -> Result<UnixStream> {
         const DOING: &str = "writing to the destination";
         let to = self.to.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
-        to.and_then(PipeWriter::try_clone).map_err(Error::system(DOING))
+        to.and_then(UnixStream::try_clone).map_err(Error::system(DOING))
     }
 
     /// Waits until it says these words, however long that takes.
@@ -87,7 +90,7 @@ impl Receiver {
         answer.result().await.map_err(Error::Stream)
     }
 
-    /// Says these words whole, or not at all: they are far shorter than what a pipe takes in one piece.
+    /// Says these words whole, or not at all: they are far shorter than what a socket takes in one piece.
     pub(super) fn say(&mut self, words: &[u8]) -> io::Result<()> {
         let to = self.to.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
         to.write_all(words)
