@@ -17,6 +17,7 @@
 mod hand_over;
 pub(crate) mod receiver;
 mod relay;
+mod seat;
 mod stream;
 mod way_back;
 

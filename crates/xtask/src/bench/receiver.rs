@@ -1,13 +1,14 @@
 //! The receiver that `hyperferry send` is measured with: it says what `xl migrate-receive` says, and keeps nothing.
 //!
-//! Source: `formats/xen/xl.md`, `formats/xen/libxl.md`, `formats/xen/libxc.md`. It reads no more of the stream than
-//! where each record ends, so that what is measured is the sender.
+//! Source: `formats/xen/xl.md`, `formats/xen/libxl.md`, `formats/xen/libxc.md`. It reads in the steps of
+//! whoever drains `cat`, and looks at no more of the stream than where each record ends, so that what is measured is the sender.
 
 use super::relay::STEP;
+use super::seat::{self, Seat};
 use anyhow::{Context, Result, ensure};
 use hyperferry_testkit::cut::{BANNER, GO, READY, REPORT};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
@@ -25,8 +26,9 @@ const LIBXC_CONTEXT: u32 = 1;
 /// Takes a guest, and leaves in a file how many microseconds lay between the first byte and the last.
 pub(crate) fn run(took: &Path) -> Result<()> {
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    seat::take(Seat::Sink);
     say(BANNER)?;
-    let mut stream = Stream { input, buffer: vec![0; STEP], began: None };
+    let mut stream = Stream { input: BufReader::with_capacity(STEP, input), began: None };
     stream.pass_over()?;
     let began = stream.began.context("nothing came")?;
     fs::write(took, began.elapsed().as_micros().to_string())?;
@@ -45,8 +47,7 @@ fn say(words: &[u8]) -> Result<()> {
 
 /// A stream that is passed over.
 struct Stream {
-    input: File,
-    buffer: Vec<u8>,
+    input: BufReader<File>,
     began: Option<Instant>,
 }
 
@@ -84,10 +85,11 @@ impl Stream {
 
     fn skip(&mut self, mut count: u64) -> Result<()> {
         while count > 0 {
-            let most = self.buffer.len().min(usize::try_from(count)?);
-            let read = self.input.read(self.buffer.get_mut(..most).unwrap_or_default())?;
-            ensure!(read > 0, "the stream ends early");
-            count -= u64::try_from(read)?;
+            let found = self.input.fill_buf()?.len();
+            ensure!(found > 0, "the stream ends early");
+            let passed = found.min(usize::try_from(count)?);
+            self.input.consume(passed);
+            count -= u64::try_from(passed)?;
         }
         Ok(())
     }

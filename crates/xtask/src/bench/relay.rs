@@ -1,5 +1,6 @@
 //! Streams through sockets: a feeder, what is measured, and a sink.
 
+use super::seat::{self, Seat};
 use super::{Taken, finish, joined};
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -18,7 +19,7 @@ pub(super) fn through(mut command: Command, from: File) -> Result<Taken> {
     let (input, feeder) = feed(from)?;
     let (output, sink) = sink()?;
     command.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output)).stderr(Stdio::piped());
-    let child = command.spawn().context("cannot start the relay")?;
+    let child = seat::within(Seat::Measured, || command.spawn()).context("cannot start the relay")?;
     // The command holds the ends of the sockets as long as it lives.
     drop(command);
     let peak_kib = finish(child)?;
@@ -30,6 +31,7 @@ pub(super) fn through(mut command: Command, from: File) -> Result<Taken> {
 fn feed(mut from: File) -> Result<(UnixStream, JoinHandle<Result<()>>)> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let writer = thread::spawn(move || {
+        seat::take(Seat::Feeder);
         let mut buffer = vec![0; STEP];
         loop {
             let count = from.read(&mut buffer)?;
@@ -48,8 +50,9 @@ fn sink() -> Result<(UnixStream, JoinHandle<Result<Duration>>)> {
 }
 
 /// Reads to the end, and says how long that took from the first byte: what a relay does before it has anything to say,
-/// such as asking QEMU for a template, is not its throughput.
+/// such as asking QEMU for a template, is not its throughput. On a thread of its own.
 pub(super) fn drain(mut from: impl Read) -> Result<Duration> {
+    seat::take(Seat::Sink);
     let mut buffer = vec![0; STEP];
     let mut began = None;
     while from.read(&mut buffer)? > 0 {

@@ -1,17 +1,18 @@
 //! The way back: a QEMU sends its guest through `hyperferry send`, and as it is through `cat`.
 //!
 //! Both have the same surroundings: QEMU writes into a UNIX socket as fast as it goes, the guest stands still, and what
-//! is measured writes into a pipe with the room that `hyperferry send` gives its own. A QEMU that has sent its guest does
+//! is measured writes into a socket with the room that `hyperferry send` gives its own. A QEMU that has sent its guest does
 //! not send it again, so each way has its own. The guest's memory is a file that both of them map; its firmware finds
 //! nothing to boot, and waits.
 
+use super::seat::{self, Seat};
 use super::{Taken, finish, joined, relay};
 use crate::sh::command;
 use anyhow::{Context, Result, bail};
-use rustix::pipe::fcntl_setpipe_size;
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write, pipe};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -25,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_secs(3);
 /// As `hyperferry send` has it where nobody asks for less, bytes a second.
 const BANDWIDTH: u64 = 1 << 40;
-/// Room in the pipe that `hyperferry send` makes (`crates/relay/src/send/receiver.rs`).
-const PIPE: usize = 1 << 20;
+/// Room in the socket that `hyperferry send` makes (`crates/relay/src/send/receiver.rs`).
+const ROOM: usize = 1 << 20;
 
 /// A guest in a QEMU of its own.
 pub(super) struct Guest {
@@ -49,8 +50,8 @@ impl Guest {
         // What the bundled template can show its guests (tests/lab/README.md).
         command.args(["-cpu", "qemu64,-cx16", "-nodefaults", "-display", "none", "-name", "bench"]);
         command.args(["-object", &backend, "-m", &format!("{}M", size >> 20), "-qmp", &monitor]);
-        let child =
-            command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start QEMU")?;
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        let child = seat::within(Seat::Feeder, || command.spawn()).context("cannot start QEMU")?;
         let guest = Self { child, folder };
         guest.monitor()?;
         thread::sleep(SETTLED);
@@ -64,7 +65,8 @@ impl Guest {
         send.args(["--progress", "none", "--journal"]).arg(self.file("journal"));
         send.arg("--").arg(std::env::current_exe()?).arg("receiver").arg(&took);
         send.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let peak_kib = finish(send.spawn().context("cannot start hyperferry send")?)?;
+        let child = seat::within(Seat::Measured, || send.spawn()).context("cannot start hyperferry send")?;
+        let peak_kib = finish(child)?;
         let elapsed = Duration::from_micros(fs::read_to_string(took)?.parse()?);
         Ok(Taken { elapsed, peak_kib })
     }
@@ -77,13 +79,13 @@ impl Guest {
         monitor.execute("stop", json!({}))?;
         monitor.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
         monitor.execute("migrate", json!({ "uri": format!("unix:{}", stream.display()) }))?;
-        let (from, to) = pipe()?;
-        fcntl_setpipe_size(&to, PIPE)?;
+        let (from, to) = UnixStream::pair()?;
+        set_socket_send_buffer_size_force(&to, ROOM).or_else(|_| set_socket_send_buffer_size(&to, ROOM))?;
         let sink = thread::spawn(|| relay::drain(from));
         let mut cat = Command::new("cat");
-        cat.stdin(OwnedFd::from(listener.accept()?.0)).stdout(to).stderr(Stdio::piped());
-        let child = cat.spawn()?;
-        // It holds the ends of the socket and the pipe.
+        cat.stdin(OwnedFd::from(listener.accept()?.0)).stdout(OwnedFd::from(to)).stderr(Stdio::piped());
+        let child = seat::within(Seat::Measured, || cat.spawn())?;
+        // It holds the ends of the sockets.
         drop(cat);
         let peak_kib = finish(child)?;
         Ok(Taken { elapsed: joined(sink)??, peak_kib })
