@@ -4,7 +4,7 @@ use super::seat::{self, Seat};
 use super::{Taken, finish, joined};
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -49,14 +49,23 @@ fn sink() -> Result<(UnixStream, JoinHandle<Result<Duration>>)> {
     Ok((theirs, thread::spawn(|| drain(ours))))
 }
 
-/// Reads to the end, and says how long that took from the first byte: what a relay does before it has anything to say,
-/// such as asking QEMU for a template, is not its throughput. On a thread of its own.
+/// Reads to the end, or until no more comes in time, and says how long that took from the first byte to the last: what a
+/// relay does before it has anything to say, such as asking QEMU for a template, is not its throughput. On a thread of its own.
 pub(super) fn drain(mut from: impl Read) -> Result<Duration> {
     seat::take(Seat::Sink);
     let mut buffer = vec![0; STEP];
-    let mut began = None;
-    while from.read(&mut buffer)? > 0 {
-        began.get_or_insert_with(Instant::now);
+    let mut times: Option<(Instant, Instant)> = None;
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {
+                let now = Instant::now();
+                times = Some((times.map_or(now, |(first, _)| first), now));
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && times.is_some() => break,
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(began.context("nothing came")?.elapsed())
+    let (first, last) = times.context("nothing came")?;
+    Ok(last - first)
 }
