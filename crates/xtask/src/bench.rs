@@ -10,7 +10,7 @@
 //!   grow with the guest's.
 //!
 //! Each round runs all ways in turn, so that they meet the same page cache and the same load; what counts is the ratio
-//! within the run, not the time.
+//! within the run, not the time. Who runs on which processors: `seat`.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "figures for people")]
 
@@ -45,77 +45,30 @@ const ALLOWED: [&str; 4] = ["hpet", "tsc-frequency", "lapic-timer", "cpu-feature
 pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> Result<()> {
     qemu::provide(false)?;
     let binary = instead.map_or_else(ci::release_binary, Ok)?;
-    let bench = Bench { binary, qemu: tools::qemu("7.2")? };
-    let (stream, output) = (directory.join("bench.xen"), directory.join("bench.out"));
-    step(format!("writing a stream of {} MiB to {}", LARGE.memory_kib >> 10, stream.display()));
-    stream::enlarge(&stream, &LARGE)?;
-    let bytes = fs::metadata(&stream)?.len();
-    let [mut cp, mut conversion, mut copy, mut relayed] = [const { Vec::new() }; 4];
-    let [mut convert_kib, mut relay_kib] = [0; 2];
-    let [mut state, mut loaded, mut running] = [const { Vec::new() }; 3];
-    for round in 0..=rounds {
-        let copied = timed(command("cp", [&stream, &output]))?;
-        fs::remove_file(&output)?;
-        let report = directory.join("bench.json");
-        let converted = timed(bench.convert(&stream, &output, Some(&report)))?;
-        fs::remove_file(&output)?;
-        let document: Value = serde_json::from_slice(&fs::read(&report)?)?;
-        fs::remove_file(&report)?;
-        let plain = relay::through(Command::new("cat"), File::open(&stream)?)?;
-        let through = relay::through(bench.relay(), File::open(&stream)?)?;
-        let [to_ready, to_running] = hand_over::measure(&bench.binary, &bench.qemu)?;
-        // The first round finds memory that was never used.
-        if round > 0 {
-            cp.push(copied.elapsed);
-            conversion.push(converted.elapsed);
-            copy.push(plain.elapsed);
-            relayed.push(through.elapsed);
-            loaded.push(to_ready);
-            running.push(to_running);
-            convert_kib = convert_kib.max(converted.peak_kib);
-            relay_kib = relay_kib.max(through.peak_kib);
-            let state_us = document.get("state_us").and_then(Value::as_u64);
-            state.push(Duration::from_micros(state_us.context("the report has no state_us")?));
-        }
-    }
-    stream::enlarge(&stream, &LARGER)?;
-    let larger = relay::through(bench.relay(), File::open(&stream)?)?;
-    fs::remove_file(&stream)?;
-    let memory = directory.join("bench.ram");
-    step(format!("writing a guest's memory of {} MiB to {}", LARGE.memory_kib >> 10, memory.display()));
-    stream::memory(&memory, LARGE.memory_kib)?;
-    let [mut forwarded, mut sent] = [const { Vec::new() }; 2];
-    let mut send_kib = 0;
-    for round in 0..=rounds {
-        let plain = Guest::start(&bench.qemu, &memory)?.copy()?;
-        let through = Guest::start(&bench.qemu, &memory)?.send(&bench.binary)?;
-        if round > 0 {
-            forwarded.push(plain.elapsed);
-            sent.push(through.elapsed);
-            send_kib = send_kib.max(through.peak_kib);
-        }
-    }
-    fs::remove_file(&memory)?;
+    let bench = Bench { binary, qemu: tools::qemu("7.2")?, directory: directory.to_owned() };
+    let there = bench.there(rounds)?;
+    let larger = bench.larger()?;
+    let back = bench.back(rounds)?;
 
-    let [cp, conversion, copy, relayed, forwarded, sent] =
-        [cp, conversion, copy, relayed, forwarded, sent].map(median);
-    let [state, loaded, running] = [state, loaded, running].map(|times| median(times).as_secs_f64() * 1e3);
-    let row = |what: &str, took: Duration, than: Duration, whom: &str| {
-        let rate = bytes as f64 / 1e6 / took.as_secs_f64();
-        let ratio = than.as_secs_f64() / took.as_secs_f64();
-        println!("{what:19} {:.2} s, {rate:5.0} MB/s, {ratio:.2}x {whom}", took.as_secs_f64());
+    println!("stream              {} MB, {rounds} rounds, medians", there.bytes / 1_000_000);
+    let row = |what: &str, series: &Series, than: &Series, whom: &str| {
+        let (took, other) = (series.median().as_secs_f64(), than.median().as_secs_f64());
+        let rate = there.bytes as f64 / 1e6 / took;
+        println!("{what:19} {took:.2} s, {rate:5.0} MB/s, {:.2}x {whom}", other / took);
     };
-    println!("stream              {} MB, {rounds} rounds, medians", bytes / 1_000_000);
-    row("cp", cp, cp, "cp");
-    row("hyperferry convert", conversion, cp, "cp");
-    row("cat", copy, copy, "cat");
-    row("hyperferry relay", relayed, copy, "cat");
-    row("cat from QEMU", forwarded, forwarded, "cat");
-    row("hyperferry send", sent, forwarded, "cat");
-    let [convert, relay, send] = [convert_kib, relay_kib, send_kib].map(|kib| kib >> 10);
+    row("cp", &there.cp, &there.cp, "cp");
+    row("hyperferry convert", &there.convert, &there.cp, "cp");
+    row("cat", &there.cat, &there.cat, "cat");
+    row("hyperferry relay", &there.relay, &there.cat, "cat");
+    row("cat from QEMU", &back.cat, &back.cat, "cat");
+    row("hyperferry send", &back.send, &back.cat, "cat");
+    let [convert, relay, send] =
+        [&there.convert, &there.relay, &back.send].map(|series| series.peak_kib >> 10);
     println!("peak memory         convert {convert} MiB, relay {relay} MiB, send {send} MiB");
     let gib = LARGER.memory_kib >> 20;
     println!("                    relay of a guest with {gib} GiB {} MiB", larger.peak_kib >> 10);
+    let [state, loaded, running] =
+        [there.state, there.loaded, there.running].map(|times| median(times).as_secs_f64() * 1e3);
     println!("device state        {state:.2} ms for 8 vCPUs, last page to last byte");
     println!(
         "end of a live move  {loaded:.0} ms from the end of the stream to \"ready\", {running:.0} ms from \"go\" to running"
@@ -123,13 +76,113 @@ pub(crate) fn run(rounds: usize, directory: &Path, instead: Option<PathBuf>) -> 
     Ok(())
 }
 
+/// A stream of Xen's on its way.
+#[derive(Default)]
+struct There {
+    bytes: u64,
+    cp: Series,
+    convert: Series,
+    cat: Series,
+    relay: Series,
+    /// From the last page to the last byte.
+    state: Vec<Duration>,
+    /// From the end of the stream to "ready".
+    loaded: Vec<Duration>,
+    /// From "go" to running.
+    running: Vec<Duration>,
+}
+
+/// A QEMU's guest on its way.
+#[derive(Default)]
+struct Back {
+    cat: Series,
+    send: Series,
+}
+
+/// What all rounds of one way took.
+#[derive(Default)]
+struct Series {
+    elapsed: Vec<Duration>,
+    peak_kib: u64,
+}
+
+impl Series {
+    fn add(&mut self, taken: &Taken) {
+        self.elapsed.push(taken.elapsed);
+        self.peak_kib = self.peak_kib.max(taken.peak_kib);
+    }
+
+    fn median(&self) -> Duration {
+        median(self.elapsed.clone())
+    }
+}
+
 /// What is measured.
 struct Bench {
     binary: PathBuf,
     qemu: PathBuf,
+    directory: PathBuf,
 }
 
 impl Bench {
+    fn there(&self, rounds: usize) -> Result<There> {
+        let [stream, output, report] =
+            ["bench.xen", "bench.out", "bench.json"].map(|name| self.directory.join(name));
+        step(format!("writing a stream of {} MiB to {}", LARGE.memory_kib >> 10, stream.display()));
+        stream::enlarge(&stream, &LARGE)?;
+        let mut there = There { bytes: fs::metadata(&stream)?.len(), ..There::default() };
+        for round in 0..=rounds {
+            let copied = timed(command("cp", [&stream, &output]))?;
+            fs::remove_file(&output)?;
+            let converted = timed(self.convert(&stream, &output, Some(&report)))?;
+            fs::remove_file(&output)?;
+            let document: Value = serde_json::from_slice(&fs::read(&report)?)?;
+            fs::remove_file(&report)?;
+            let plain = relay::through(Command::new("cat"), File::open(&stream)?)?;
+            let through = relay::through(self.relay(), File::open(&stream)?)?;
+            let [loaded, running] = hand_over::measure(&self.binary, &self.qemu)?;
+            // The first round finds memory that was never used.
+            if round > 0 {
+                there.cp.add(&copied);
+                there.convert.add(&converted);
+                there.cat.add(&plain);
+                there.relay.add(&through);
+                let state_us = document.get("state_us").and_then(Value::as_u64);
+                there.state.push(Duration::from_micros(state_us.context("the report has no state_us")?));
+                there.loaded.push(loaded);
+                there.running.push(running);
+            }
+        }
+        fs::remove_file(&stream)?;
+        Ok(there)
+    }
+
+    /// The relay of a larger guest, once.
+    fn larger(&self) -> Result<Taken> {
+        let stream = self.directory.join("bench.xen");
+        stream::enlarge(&stream, &LARGER)?;
+        let taken = relay::through(self.relay(), File::open(&stream)?)?;
+        fs::remove_file(&stream)?;
+        Ok(taken)
+    }
+
+    fn back(&self, rounds: usize) -> Result<Back> {
+        let memory = self.directory.join("bench.ram");
+        step(format!("writing a guest's memory of {} MiB to {}", LARGE.memory_kib >> 10, memory.display()));
+        stream::memory(&memory, LARGE.memory_kib)?;
+        let mut back = Back::default();
+        for round in 0..=rounds {
+            let plain = Guest::start(&self.qemu, &memory)?.copy()?;
+            let through = Guest::start(&self.qemu, &memory)?.send(&self.binary)?;
+            if round > 0 {
+                back.cat.add(&plain);
+                back.send.add(&through);
+            }
+        }
+        fs::remove_file(&memory)?;
+        Ok(back)
+    }
+
     fn convert(&self, from: &Path, to: &Path, report: Option<&Path>) -> Command {
         let mut convert = command(&self.binary, ["convert".as_ref(), from, to]);
         convert.args(["--to", "qemu", "--accel", "tcg", "--progress", "none"]);
