@@ -155,7 +155,7 @@ impl Client {
             last_id: 0,
         };
         let deadline = Instant::now() + COMMAND_TIMEOUT;
-        let greeting = timeout_at(deadline, client.message("the greeting"))
+        let greeting = timeout_at(deadline, client.greeting())
             .await
             .map_err(|_| Error::Timeout { command: "(greeting)".to_owned(), waited: COMMAND_TIMEOUT })??;
         let greeting: Greeting = serde_json::from_value(greeting)
@@ -164,6 +164,19 @@ impl Client {
         client.version = Version { major: qemu.major, minor: qemu.minor, micro: qemu.micro, package };
         client.execute("qmp_capabilities", json!({})).await?;
         Ok(client)
+    }
+
+    /// The greeting. What was meant for the client before us may come first: QEMU sends an event to whoever is connected, and
+    /// greets him only then (`monitor/qmp.c`, monitor_qmp_event).
+    async fn greeting(&mut self) -> Result<Value> {
+        loop {
+            let message = self.message("the greeting").await?;
+            let is_for_another = ["event", "return", "error"].iter().any(|key| message.get(key).is_some());
+            if !is_for_another {
+                return Ok(message);
+            }
+            tracing::debug!(%message, "for the monitor's client before us");
+        }
     }
 
     /// What QEMU said of itself.
@@ -332,13 +345,17 @@ mod tests {
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7},
         "package": "Debian"}, "capabilities": ["oob"]}}"#;
 
+    /// What was for the client before, or for nobody.
+    const LATE: &str = r#"{"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}"#;
+
     /// A QEMU that answers each command by `script`: lines with `ID` replaced.
     fn scripted(script: &'static [&'static [&'static str]]) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
             let (reader, mut writer) = theirs.into_split();
-            let greeting = GREETING.replace('\n', "") + "\n";
-            writer.write_all(greeting.as_bytes()).await.unwrap();
+            for line in [LATE, GREETING] {
+                writer.write_all((line.replace('\n', "") + "\n").as_bytes()).await.unwrap();
+            }
             let mut commands = BufReader::new(reader).lines();
             for replies in [&[r#"{"return": {}, "id": ID}"#][..]].iter().chain(script) {
                 let Some(command) = commands.next_line().await.unwrap() else { return };
